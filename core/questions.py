@@ -1,0 +1,63 @@
+"""Question files (JSONL with id, category, question) -> questions to ask a model. Knows no model and no answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.conversations import bad_row, encoding_error, text_lines
+from core.errors import BadConversation
+
+KEYS = ("id", "category", "question")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One open question, asked as the only user turn."""
+
+    id: str
+    category: str
+    text: str
+
+
+def load_questions(path: str | Path) -> tuple[Question, ...]:
+    """The questions of a JSONL file, in file order.
+
+    Raises `BadConversation` with file and line at the first row that is not an object with the texts `id`,
+    `category` and `question`, that repeats an id or that is not UTF-8; and when the file is missing or empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadConversation(f"{path}: no such file; give the path of a .jsonl question file.")
+    found: list[Question] = []
+    first_line: dict[str, int] = {}
+    for line, text in text_lines(path):
+        if isinstance(text, UnicodeDecodeError):
+            raise encoding_error(path, line, text)
+        if not text.strip():
+            continue
+        question = _question(path, line, text)
+        if question.id in first_line:
+            raise bad_row(
+                path, line, f"id {question.id!r} was already used on line {first_line[question.id]}; "
+                "give every question its own id"
+            )
+        first_line[question.id] = line
+        found.append(question)
+    if not found:
+        raise BadConversation(f"{path}: holds no question; give objects with {', '.join(KEYS)}, one a line.")
+    return tuple(found)
+
+
+def _question(path: Path, line: int, text: str) -> Question:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise bad_row(path, line, f"is not valid JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(row, dict):
+        raise bad_row(path, line, f"is {type(row).__name__}, not an object with {', '.join(KEYS)}")
+    for key in KEYS:
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise bad_row(path, line, f"has no text in `{key}`; each line is an object with {', '.join(KEYS)}")
+    return Question(*(row[key].strip() for key in KEYS))

@@ -1,0 +1,281 @@
+"""Opens a finished cache file and hands out its tables and sparse matrices. Never loads a model or imports torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_array
+
+from core.conversations import RESPONSE, ROLES
+from core.errors import CacheError, CacheMismatch
+from core.specs import POSITIONS
+from core.store import layout
+
+REQUIRED_ATTRIBUTES = ("format_version", "fingerprint", "spec", "content_hash", "created")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One cached layer: which SAE read it, and how well."""
+
+    layer: int
+    hook_point: str
+    d_model: int
+    d_sae: int
+    """0 where no SAE was given: only residuals are cached."""
+    sae_release: str
+    sae_id: str
+    architecture: str
+    neuronpedia_id: str | None
+    health: dict[str, float]
+    """fvu, l0 (mean active features per response token), dead_share (features silent on every response token),
+    n_tokens (response tokens read), n_health_tokens (of them, sampled for fvu), masked_share (response tokens left
+    out as attention sinks), mean_resid_norm."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """A window of text around the strongest activation of a feature in one response."""
+
+    row: int
+    condition: str
+    value: float
+    tokens: tuple[str, ...]
+    acts: np.ndarray
+    """float32 [len(tokens)]; 0 outside the response, where the SAE was not read."""
+    peak: int
+    in_response: tuple[bool, ...]
+
+
+class Cache:
+    """One extraction: a model variant, a conversation set, its layers. Open it with `Cache.open`; close when done."""
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path, self._file = path, file
+        self.fingerprint = str(file.attrs["fingerprint"])
+        self.spec: dict[str, Any] = json.loads(file.attrs["spec"])
+        self.created = str(file.attrs["created"])
+        self.versions: dict[str, str] = json.loads(file.attrs["versions"])
+
+    @classmethod
+    def open(cls, path: str | Path, expect: Mapping[str, Any] | None = None) -> Cache:
+        """Open read-only. Raises `CacheError` when the file is missing, incomplete, truncated or not a cache, and
+        `CacheMismatch` when it was made under another spec than `expect`."""
+        path = Path(path)
+        if not path.is_file():
+            hint = "; an unfinished extraction lies beside it" if partial_folder(path).is_dir() else ""
+            raise CacheError(f"{path}: no such cache file{hint}; run `python -m core extract` to make it.")
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            kind = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
+            raise CacheError(f"{path}: the file is {kind}; remove it and extract again.") from None
+        try:
+            _check_header(path, file)
+            if expect is not None:
+                compare_specs(path, expect, json.loads(file.attrs["spec"]))
+            return cls(path, file)
+        except BaseException:
+            file.close()
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------- what it is about
+
+    @property
+    def model_id(self) -> str:
+        return self.spec["model"]
+
+    @property
+    def variant(self) -> str:
+        return self.spec["variant"]
+
+    @property
+    def conversations_name(self) -> str:
+        return self.spec["conversations"]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(self.spec["layers"])
+
+    @cached_property
+    def conversations(self) -> pl.DataFrame:
+        """One row a conversation, in file order; row numbers index every matrix."""
+        group = self._file["conversations"]
+        names = ("id", "prompt_id", "condition", "source", "n_tokens", "n_response_tokens")
+        columns = {
+            name: group[name].asstr()[...] if h5py.check_string_dtype(group[name].dtype) else group[name][...]
+            for name in names
+        }
+        return pl.DataFrame({name: list(v) if v.dtype == object else v for name, v in columns.items()})
+
+    def info(self, layer: int) -> LayerInfo:
+        attrs = self._layer(layer).attrs
+        return LayerInfo(
+            layer=layer,
+            hook_point=str(attrs["hook_point"]),
+            d_model=int(attrs["d_model"]),
+            d_sae=int(attrs["d_sae"]),
+            sae_release=str(attrs["sae_release"]),
+            sae_id=str(attrs["sae_id"]),
+            architecture=str(attrs["architecture"]),
+            neuronpedia_id=str(attrs["neuronpedia_id"]) or None,
+            health={k: float(v) for k, v in self._layer(layer)["health"].attrs.items()},
+        )
+
+    # ------------------------------------------------------------------------------------------- matrices
+
+    def response(self, layer: int, statistic: str = "mean") -> csr_array:
+        """float32 [n_conversations, d_sae]: `mean`, `max` or `frac_active` over each response's tokens."""
+        if statistic not in layout.RESPONSE_STATISTICS:
+            raise CacheError(f"Unknown statistic {statistic!r}; use one of {', '.join(layout.RESPONSE_STATISTICS)}.")
+        return self._matrix(layer, "response", statistic)
+
+    def last_prompt(self, layer: int) -> csr_array:
+        """float32 [n_conversations, d_sae]: feature activations at the last token before the response."""
+        return self._matrix(layer, "last_prompt", "value")
+
+    def resid(self, layer: int, position: str) -> np.ndarray:
+        """float32 [n_conversations, d_model] resid_post: mean over response tokens, or at the last prompt token."""
+        if position not in POSITIONS:
+            raise CacheError(f"Unknown position {position!r}; use one of {', '.join(POSITIONS)}.")
+        return self._layer(layer)[f"resid_{position}"][...]
+
+    def _matrix(self, layer: int, position: str, name: str) -> csr_array:
+        group = self._sae_layer(layer)[position]
+        shape = (len(group["indptr"]) - 1, int(self._layer(layer).attrs["d_sae"]))
+        data = group[name][...].astype(np.float32)
+        return csr_array((data, group["indices"][...].astype(np.int32), group["indptr"][...]), shape=shape)
+
+    # ------------------------------------------------------------------------------------- feature reading
+
+    def feature_info(self, layer: int) -> pl.DataFrame:
+        """feature, decoder_norm, content_share (NaN when never active), n_active_tokens, max_act, top_tokens,
+        bottom_tokens (logit lens, strongest first)."""
+        group = self._sae_layer(layer)["feature_info"]
+        text = self._token_text
+        lens = {
+            f"{side}_tokens": [[text[i] for i in row] for row in group[f"{side}_ids"][...].tolist()]
+            for side in ("top", "bottom")
+        }
+        names = ("decoder_norm", "content_share", "n_active_tokens", "max_act")
+        numbers = {name: group[name][...] for name in names}
+        return pl.DataFrame({"feature": np.arange(len(numbers["max_act"]), dtype=np.int64), **numbers, **lens})
+
+    def contexts(self, layer: int, feature: int) -> list[Context]:
+        """The strongest windows of one feature, condition by condition, strongest first."""
+        group = self._sae_layer(layer)["contexts"]
+        d_sae = int(self._layer(layer).attrs["d_sae"])
+        if not 0 <= feature < d_sae:
+            raise CacheError(f"Feature {feature} does not exist; layer {layer} has features 0 to {d_sae - 1}.")
+        begin, end = (int(i) for i in group["indptr"][feature : feature + 2])
+        rows, peaks, values = (group[name][begin:end] for name in ("row", "peak", "value"))
+        acts = group["acts"][begin:end].astype(np.float32)
+        return [
+            self._context(int(row), int(peak), float(value), window)
+            for row, peak, value, window in zip(rows, peaks, values, acts, strict=True)
+        ]
+
+    def _context(self, row: int, peak: int, value: float, window: np.ndarray) -> Context:
+        ids, roles = self.tokens(row)
+        start, stop = max(0, peak - layout.WINDOW_BEFORE), min(len(ids), peak + layout.WINDOW_AFTER + 1)
+        first = start - (peak - layout.WINDOW_BEFORE)
+        return Context(
+            row=row,
+            condition=self.conversations["condition"][row],
+            value=value,
+            tokens=tuple(self._token_text[i] for i in ids[start:stop].tolist()),
+            acts=window[first : first + stop - start],
+            peak=peak - start,
+            in_response=tuple(bool(r == RESPONSE) for r in roles[start:stop]),
+        )
+
+    def tokens(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and roles of one conversation."""
+        group = self._file["tokens"]
+        begin, end = (int(i) for i in group["offsets"][row : row + 2])
+        return group["ids"][begin:end], group["roles"][begin:end]
+
+    def messages(self, row: int) -> tuple[tuple[str, str], ...]:
+        """Role and text of each turn, joined from the stored tokens; template tokens are left out."""
+        ids, roles = self.tokens(row)
+        turns: list[tuple[int, list[str]]] = []
+        for token, role in zip(ids.tolist(), roles.tolist(), strict=True):
+            if role == 0:
+                turns.append((0, []))
+            elif turns and turns[-1][0] == role:
+                turns[-1][1].append(self._token_text[token])
+            else:
+                turns.append((role, [self._token_text[token]]))
+        return tuple((ROLES[role], "".join(parts).strip()) for role, parts in turns if role)
+
+    @cached_property
+    def _token_text(self) -> dict[int, str]:
+        group = self._file["tokens"]
+        texts = group["vocab_text"].asstr()[...]
+        return dict(zip(group["vocab_ids"][...].tolist(), texts.tolist(), strict=True))
+
+    def _layer(self, layer: int) -> h5py.Group:
+        if layer not in self.layers:
+            cached = ", ".join(map(str, self.layers))
+            raise CacheError(f"{self.path}: layer {layer} is not cached; it holds layers {cached}.")
+        return self._file[f"layers/{layer}"]
+
+    def _sae_layer(self, layer: int) -> h5py.Group:
+        group = self._layer(layer)
+        if not group.attrs["d_sae"]:
+            raise CacheError(f"{self.path}: layer {layer} was cached without an SAE, so it has residuals only.")
+        return group
+
+    def verify(self) -> list[str]:
+        """Problems found by reading every byte: check sums and the content hash. Empty means sound."""
+        try:
+            found = layout.content_hash(self._file)
+        except OSError as error:
+            return [f"a dataset cannot be read ({str(error).splitlines()[0]}); extract again"]
+        stated = self._file.attrs["content_hash"]
+        problems = [] if found == stated else [f"content hash is {found[:12]}, the file states {stated[:12]}"]
+        if layout.fingerprint(self.spec) != self.fingerprint:
+            problems.append("the fingerprint does not belong to the stored spec")
+        return problems
+
+
+def partial_folder(path: Path) -> Path:
+    """Where the shards of an unfinished extraction of `path` lie."""
+    return path.with_name(path.name + ".partial")
+
+
+def compare_specs(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise `CacheMismatch` naming the first field that changes a number and differs."""
+    for field in sorted({*expected, *found} - set(layout.NOT_FINGERPRINTED)):
+        if expected.get(field) != found.get(field):
+            raise CacheMismatch(path, field, expected.get(field), found.get(field))
+
+
+def _check_header(path: Path, file: h5py.File) -> None:
+    if file.attrs.get("format") != layout.FORMAT:
+        raise CacheError(f"{path}: this HDF5 file is not a cache of EM Microscope; give one that `extract` wrote.")
+    if not file.attrs.get("complete", False):
+        raise CacheError(f"{path}: the extraction was never finished; remove the file and extract again.")
+    version = int(file.attrs.get("format_version", -1))
+    if version != layout.FORMAT_VERSION:
+        raise CacheError(f"{path}: format version {version}, this program reads {layout.FORMAT_VERSION}; extract again.")
+    missing = [name for name in REQUIRED_ATTRIBUTES if name not in file.attrs]
+    if missing:
+        raise CacheError(f"{path}: attributes {', '.join(missing)} are missing; extract again.")

@@ -1,0 +1,169 @@
+"""From a contrast and its cache files to the tables the pages draw: sides, ranking, values of a feature, depth.
+
+Knows caches and the analysis room, not Streamlit: the command line can call the same functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from scipy.stats import mannwhitneyu
+
+from core import paths
+from core.analysis.feature_table import hide_format
+from core.analysis.ranking import Ranking, RankingSettings, Sample, rank_features
+from core.errors import CacheError, NotEnoughData
+from core.specs import ContrastSpec, Experiment, Side
+from core.store.layout import cache_file
+from core.store.reader import Cache
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a contrast with their open caches (the same cache twice when one file holds both)."""
+
+    contrast: ContrastSpec
+    target: Cache
+    reference: Cache
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Two different words for target and reference: what differs between them, condition before variant."""
+        t, r = self.contrast.target, self.contrast.reference
+        for a, b in ((t.condition, r.condition), (t.variant, r.variant), (t.conversations, r.conversations)):
+            if a and b and a != b:
+                return a, b
+        return "target", "reference"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(layer for layer in self.target.layers if layer in self.reference.layers)
+
+
+def side_file(experiment: Experiment, side: Side) -> Path:
+    """Where the cache file of one side lies (whether or not it exists)."""
+    return cache_file(paths.CACHE / experiment.name, side.variant, side.conversations)
+
+
+def side_rows(cache: Cache, side: Side) -> np.ndarray:
+    """Rows [n] of the cache that belong to `side`. Raises `CacheError` when the condition has none."""
+    conditions = cache.conversations["condition"].to_numpy()
+    rows = np.arange(len(conditions)) if side.condition is None else np.flatnonzero(conditions == side.condition)
+    if len(rows) == 0:
+        found = ", ".join(sorted({c or "(none)" for c in conditions.tolist()})) or "no conversations"
+        raise CacheError(f"{cache.path}: no conversation has condition {side.condition!r}; it holds {found}.")
+    return rows
+
+
+def make_sample(cache: Cache, side: Side, name: str, layer: int, position: str) -> Sample:
+    """Feature activations of one side at one layer and position. Raises `CacheError` without an SAE there."""
+    if layer not in cache.layers:
+        raise CacheError(f"{cache.path}: layer {layer} is not cached; it holds {', '.join(map(str, cache.layers))}.")
+    if cache.info(layer).d_sae == 0:
+        raise CacheError(f"{cache.path}: layer {layer} was cached without an SAE, so it has no features.")
+    rows = side_rows(cache, side)
+    acts = cache.last_prompt(layer) if position == "last_prompt" else cache.response(layer, "mean")
+    table = cache.conversations[rows.tolist()]
+    return Sample(
+        name=name,
+        acts=acts[rows],
+        prompt_ids=table["prompt_id"].to_numpy(),
+        lengths=table["n_response_tokens"].to_numpy(),
+    )
+
+
+def rank(sides: Sides, layer: int, position: str, settings: RankingSettings) -> Ranking:
+    """The ranking of one contrast at one layer and position."""
+    content = sides.target.feature_info(layer).sort("feature")["content_share"].to_numpy()
+    if sides.reference.path != sides.target.path:
+        other = sides.reference.feature_info(layer).sort("feature")["content_share"].to_numpy()
+        content = np.where(np.isnan(content), other, content)
+    target, reference = (
+        make_sample(cache, side, name, layer, position)
+        for cache, side, name in zip(
+            (sides.target, sides.reference), (sides.contrast.target, sides.contrast.reference), sides.names, strict=True
+        )
+    )
+    return rank_features(target, reference, layer=layer, position=position, content_share=content, settings=settings)
+
+
+def feature_values(sides: Sides, layer: int, position: str, feature: int) -> pl.DataFrame:
+    """One row a response: `side` (name), `activation` (>= 0), `row` and `id` of the conversation."""
+    parts = []
+    specs = (sides.contrast.target, sides.contrast.reference)
+    for cache, side, name in zip((sides.target, sides.reference), specs, sides.names, strict=True):
+        rows = side_rows(cache, side)
+        sample = make_sample(cache, side, name, layer, position)
+        parts.append(pl.DataFrame({
+            "side": [name] * len(rows),
+            "activation": sample.acts[:, [feature]].toarray().ravel().astype(float),
+            "row": rows,
+            "id": cache.conversations["id"].gather(rows.tolist()),
+        }))
+    return pl.concat(parts)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """One layer of the depth view. Feature figures are None without an SAE; all None where n cannot support them."""
+
+    layer: int
+    n_raised: int | None
+    n_suppressed: int | None
+    max_raised: float | None
+    max_suppressed: float | None
+    """Magnitude."""
+    resid_auroc: float | None
+    """Held-out, in [0, 1]."""
+    resid_norm_share: float | None
+    """Norm of the mean difference over the mean residual norm."""
+
+
+def depth(sides: Sides, layer: int, position: str, settings: RankingSettings) -> Depth:
+    """Feature and residual figures of one layer, format features left out."""
+    raised = suppressed = most_raised = most_suppressed = None
+    if sides.target.info(layer).d_sae and sides.reference.info(layer).d_sae:
+        try:
+            table = rank(sides, layer, position, settings).table
+        except NotEnoughData:
+            table = None
+        if table is not None:
+            table = hide_format(table)
+            passed = table.filter(pl.col("q_value") < settings.alpha)
+            raised = passed.filter(pl.col("effect_size") > 0).height
+            suppressed = passed.filter(pl.col("effect_size") < 0).height
+            tested = table.filter(pl.col("q_value").is_not_null())["effect_size"]
+            most_raised = float(max(tested.max() or 0.0, 0.0))
+            most_suppressed = float(max(-(tested.min() or 0.0), 0.0))
+    auroc, share = residual_separation(sides, layer, position)
+    return Depth(layer, raised, suppressed, most_raised, most_suppressed, auroc, share)
+
+
+def residual_separation(sides: Sides, layer: int, position: str) -> tuple[float | None, float | None]:
+    """(held-out AUROC, norm share) of the difference of mean residuals, two folds split by prompt.
+
+    The direction is taken on one half of the prompts and judged on the other, both ways, and the two AUROCs are
+    averaged. None where a fold has no response of a side.
+    """
+    parts = []
+    for cache, side in ((sides.target, sides.contrast.target), (sides.reference, sides.contrast.reference)):
+        rows = side_rows(cache, side)
+        prompts = cache.conversations["prompt_id"].gather(rows.tolist())
+        fold = np.array([hashlib.sha256(str(p).encode()).digest()[0] % 2 for p in prompts])
+        parts.append((cache.resid(layer, position)[rows].astype(np.float64), fold))
+    (target, fold_t), (reference, fold_r) = parts
+    norm = float(np.linalg.norm(np.concatenate([target, reference]), axis=1).mean())
+    share = float(np.linalg.norm(target.mean(0) - reference.mean(0))) / norm if norm > 0 else None
+    aurocs = []
+    for held in (0, 1):
+        groups = (target[fold_t != held], reference[fold_r != held], target[fold_t == held], reference[fold_r == held])
+        if min(len(g) for g in groups) == 0:
+            return None, share
+        direction = groups[0].mean(0) - groups[1].mean(0)
+        a, b = groups[2] @ direction, groups[3] @ direction
+        aurocs.append(float(mannwhitneyu(a, b, method="asymptotic").statistic) / (len(a) * len(b)))
+    return float(np.mean(aurocs)), share

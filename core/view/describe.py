@@ -1,0 +1,100 @@
+"""Computed sentences and small selections of a ranking: what the pages say in words, each from the figures at hand.
+
+Pure; returns Markdown in which foreign text is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+
+import polars as pl
+
+from core.analysis import feature_table
+from core.analysis.ranking import Ranking, Replication
+from core.view.guide import markdown_safe
+
+#: Column without which a depth chart has nothing to draw.
+DEPTH_NEEDS = {"depth_counts": "n_raised", "depth_effects": "max_raised", "depth_separation": "resid_auroc"}
+
+
+def ends(table: pl.DataFrame) -> dict[str, int]:
+    """The features called `top` (most raised) and `bottom` (most suppressed), where there are any."""
+    found = {"top": feature_table.top(table, 1), "bottom": feature_table.bottom(table, 1)}
+    return {word: int(rows["feature"][0]) for word, rows in found.items() if rows.height}
+
+
+def sample(ranking: Ranking) -> str:
+    """What was compared, and the length difference."""
+    unit = "matched prompts" if ranking.paired else "prompts, unpaired"
+    words = (f"{ranking.n_target:,} {markdown_safe(ranking.target)} against {ranking.n_reference:,} "
+             f"{markdown_safe(ranking.reference)} responses to {ranking.n_prompts:,} {unit}.")
+    if not math.isfinite(ranking.length_ratio):
+        return words
+    change = ranking.length_ratio - 1
+    how = "as long as" if abs(change) < 0.005 else f"{abs(change):.1%} {'longer' if change > 0 else 'shorter'} than"
+    return (f"{words} {markdown_safe(ranking.target).capitalize()} responses are {how} the others on average "
+            f"({ranking.mean_length_target:.1f} against {ranking.mean_length_reference:.1f} tokens).")
+
+
+def held_out(found: Replication | None) -> str:
+    """`87 of 100`, for a figure."""
+    return "none" if found is None else f"{found.n_replicated:,} of {found.n_carried:,}"
+
+
+def replication(found: Replication | None, *, waiting: bool = False) -> str:
+    """One sentence: how many of the top features hold on the held-out half, against shuffled labels."""
+    if found is None:
+        return "Replication on a held-out half cannot be computed here."
+    words = (f"Of the {found.n_raised} most raised and {found.n_suppressed} most suppressed features picked on one "
+             f"half of the prompts ({found.n_prompts_discovery}), **{found.n_raised_replicated}** and "
+             f"**{found.n_suppressed_replicated}** hold on the other half ({found.n_prompts_confirmation})")
+    if waiting or not found.n_permutations:
+        return f"{words}; with shuffled labels: being computed." if waiting else f"{words}."
+    low, high = found.permuted_ci95
+    return (f"{words}; with labels shuffled, {found.permuted_mean:.1f} of {found.n_carried} do on average "
+            f"(95% range {low:.0f} to {high:.0f}, {found.n_permutations} shuffles).")
+
+
+def one_line(table: pl.DataFrame, feature: int) -> str:
+    """One feature in a line: number, name, effect size, q."""
+    rows = table.filter(pl.col("feature") == feature)
+    if rows.is_empty():
+        return f"**Feature {feature}**"
+    row = rows.row(0, named=True)
+    effect = "no effect size" if row["effect_size"] is None else f"effect size {row['effect_size']:+.2f}"
+    q = "not tested" if row["q_value"] is None else f"q = {row['q_value']:.2g}"
+    return f"**Feature {feature}** · {markdown_safe(row['name'])}  \n{effect}, {q}"
+
+
+def filtered(table: pl.DataFrame, *, find: str, tail: str, passing: bool) -> pl.DataFrame:
+    """Rows of one tail (`both`, `raised`, `suppressed`), with `find` in label, tokens or number, that pass."""
+    rows = table
+    if tail != "both":
+        rows = rows.filter(pl.col("effect_size") > 0 if tail == "raised" else pl.col("effect_size") < 0)
+        rows = rows.sort("rank", descending=tail == "suppressed", nulls_last=True)
+    if passing:
+        rows = rows.filter(pl.col("direction") != "not significant")
+    word = find.strip().lower()
+    if word:
+        rows = rows.filter(
+            pl.col("label").str.to_lowercase().str.contains(word, literal=True)
+            | pl.col("tokens").str.to_lowercase().str.contains(word, literal=True)
+            | (pl.col("feature").cast(pl.String) == word)
+        )
+    return rows
+
+
+def depth(rows: pl.DataFrame) -> str:
+    """Which layer stands out, in a sentence."""
+    parts = []
+    passed = rows.drop_nulls("n_raised").with_columns(n=pl.col("n_raised") + pl.col("n_suppressed"))
+    if passed.height and passed["n"].max():
+        best = passed.sort("n", descending=True).row(0, named=True)
+        parts.append(f"Most features pass at layer **{best['layer']}** ({best['n_raised']:,} raised, "
+                     f"{best['n_suppressed']:,} suppressed).")
+    clear = rows.drop_nulls("resid_auroc")
+    if clear.height:
+        best = clear.sort("resid_auroc", descending=True).row(0, named=True)
+        parts.append(f"The residual mean difference separates the sides best at layer **{best['layer']}** (held-out "
+                     f"AUROC {best['resid_auroc']:.2f}).")
+    return " ".join(parts) or "No cached layer has enough conversations for these figures."

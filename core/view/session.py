@@ -1,0 +1,409 @@
+"""The only module of this room that knows Streamlit: choices kept in the URL, cached loaders, errors as one sentence.
+
+Every choice has one name, which is its URL parameter: a link restores the view. An open cache is shared between
+browser sessions and never changed; tables are cached by the file's path, time and size, so a new extraction is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import polars as pl
+import streamlit as st
+
+from core import paths
+from core.analysis.ranking import Ranking, RankingSettings
+from core.errors import CacheError, MicroscopeError
+from core.experiment import load_experiment, preset_names
+from core.specs import POSITIONS, ContrastSpec, Experiment, Side
+from core.store.reader import Cache
+from core.view import compare
+from core.view.charts import PICK
+from core.view.compare import Depth, Sides
+from core.view.guide import POSITION_NAMES, WORDS, extract_command, markdown_safe
+from core.view.labels import Labels, read_labels, with_names
+
+T = TypeVar("T")
+FileKey = tuple[str, int, int]
+
+DEFAULT_PRESET = "demo"
+
+#: What the first chart waits for: everything but the permutation control, which takes longest.
+QUICK = RankingSettings(n_permutations=0)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the sidebar has chosen, shared by every page."""
+
+    experiment: Experiment
+    contrast: ContrastSpec
+    layer: int
+    position: str
+
+    def link(self, **changes: object) -> dict[str, str]:
+        """URL parameters of this view with some of them changed, for a link to another page."""
+        now = {"experiment": self.experiment.name, "contrast": self.contrast.name, "layer": self.layer,
+               "position": self.position}
+        return {k: str(v) for k, v in {**now, **changes}.items()}
+
+
+# -------------------------------------------------------------------------------------------- choices in the URL
+
+
+def recall(name: str, default: T, parse: Callable[[str], T], valid: Callable[[T], bool]) -> None:
+    """Before a widget with key `name`: give it the URL's value when the URL changed, else keep what it had.
+
+    An unusable URL value leaves a note for the reader and falls back to what was kept, else to `default`.
+    """
+    state, raw = st.session_state, st.query_params.get(name)
+    kept = state.get(f"kept {name}", default)
+    kept = kept if valid(kept) else default
+    changed = raw != state.get(f"url of {name}")
+    if raw is not None and changed:
+        try:
+            value = parse(raw)
+        except ValueError:
+            value = None
+        if value is None or not valid(value):
+            _note(f"The link asks for {name} “{raw[:60]}”, which is not there; showing “{kept}” instead.")
+        else:
+            kept = value
+    if changed or name not in state or not valid(state[name]):
+        state[name] = kept
+
+
+def keep(name: str, value: T, default: T | None, as_text: Callable[[T], str] = str) -> None:
+    """After the widget: remember its value across pages and write it to the URL, unless it is the default."""
+    written = None if value == default else as_text(value)
+    st.session_state[f"kept {name}"] = value
+    st.session_state[f"url of {name}"] = written
+    if written is None:
+        st.query_params.pop(name, None)
+    elif st.query_params.get(name) != written:
+        st.query_params[name] = written
+
+
+def choose(widget: Callable[..., Any], label: str, name: str, options: Sequence[T], default: T, *,
+           always: bool = False, **more: Any) -> T:
+    """One of `options` through a selectbox or segmented control, in the URL as text (with `always`, also by default)."""
+    recall(name, default, {str(o): o for o in options}.get, lambda value: value in options)
+    chosen = widget(label, options, key=name, **more)
+    value = default if chosen is None else chosen
+    keep(name, value, None if always else default)
+    return value
+
+
+def toggle(label: str, name: str, **more: Any) -> bool:
+    """A switch that is off by default, in the URL as `yes` when on."""
+    recall(name, False, {"yes": True, "no": False}.get, lambda value: isinstance(value, bool))
+    value = st.toggle(label, key=name, **more)
+    keep(name, value, False, lambda on: "yes")
+    return value
+
+
+def text(label: str, name: str, **more: Any) -> str:
+    """A line of text, in the URL as it is."""
+    recall(name, "", str, lambda value: isinstance(value, str))
+    value = st.text_input(label, key=name, **more)
+    keep(name, value, "")
+    return value
+
+
+def selected(chosen: View, d_sae: int, ends: dict[str, int]) -> int | None:
+    """The selected feature of the chosen layer, or None. `ends` are words the URL may use for one (top, bottom).
+
+    A feature number means nothing in another layer, so a change of layer forgets it.
+    """
+    state, raw = st.session_state, st.query_params.get("feature")
+    place = (chosen.experiment.name, chosen.layer)
+    feature = state.get("kept feature") if state.get("feature at") == place else None
+    if raw is not None and raw != state.get("url of feature"):
+        found = ends.get(raw, int(raw) if raw.isdecimal() and len(raw) < 10 else None)
+        if found is not None and 0 <= found < d_sae:
+            feature = found
+        else:
+            _note(f"The link asks for feature “{raw[:60]}”, but layer {chosen.layer} has features 0 to {d_sae - 1}.")
+    select(chosen, feature)
+    return feature
+
+
+def select(chosen: View, feature: int | None) -> None:
+    """Make `feature` the selected one, here and in the URL."""
+    _remember_feature(chosen, feature)
+    keep("feature", feature, None)
+
+
+def _note(sentence: str) -> None:
+    st.session_state.setdefault("notes", []).append(sentence)
+
+
+def show_notes() -> None:
+    """Say once what a link asked for that could not be done."""
+    for sentence in st.session_state.pop("notes", []):
+        st.info(markdown_safe(sentence), icon=":material/link_off:")
+
+
+# ------------------------------------------------------------------------------------------- guards and messages
+
+
+def stop_with(error: MicroscopeError) -> NoReturn:
+    """One sentence in place of the page's content."""
+    st.error(markdown_safe(str(error)), icon=":material/error:")
+    st.stop()
+
+
+def empty(title: str, body: str, *commands: str) -> NoReturn:
+    """An empty state: what is missing, and the commands that make it."""
+    with st.container(border=True):
+        st.subheader(title, anchor=False)
+        st.markdown(body)
+        if commands:
+            st.code("\n".join(dict.fromkeys(commands)), language="bash")
+    st.stop()
+
+
+# ----------------------------------------------------------------------------------------------------- sidebar
+
+
+def sidebar() -> None:
+    """The shared controls; leaves a `View` for the page, or says in one sentence why there is none."""
+    names = preset_names()
+    default = DEFAULT_PRESET if DEFAULT_PRESET in names else next(iter(names), "")
+    with st.sidebar:
+        if not names:
+            stop_with(CacheError("No preset was found in core/presets; restore the checkout."))
+        name = choose(st.selectbox, "Experiment", "experiment", names, default, always=True, help=WORDS["experiment"])
+        try:
+            experiment = load_experiment(name)
+        except MicroscopeError as error:
+            stop_with(error)
+        contrasts = {c.name: c for c in experiment.contrasts}
+        contrast = contrasts[choose(
+            st.selectbox, "Contrast", "contrast", list(contrasts), next(iter(contrasts)), always=True,
+            format_func=lambda n: contrasts[n].title or n, help=WORDS["contrast"],
+        )]
+        layers = _layers(experiment, contrast)
+        middle = experiment.default_layer if experiment.default_layer in layers else layers[len(layers) // 2]
+        layer = choose(st.selectbox, "Layer", "layer", layers, middle, always=True, help=WORDS["layer"])
+        position = choose(
+            st.selectbox, "Position", "position", list(POSITIONS), "response", always=True,
+            format_func=POSITION_NAMES.__getitem__, help=WORDS["position"],
+        )
+        st.caption(markdown_safe(f"Target: {contrast.target.describe()}. Reference: {contrast.reference.describe()}."))
+    st.session_state["view"] = View(experiment, contrast, layer, position)
+
+
+def view() -> View:
+    """What the sidebar chose."""
+    return st.session_state["view"]
+
+
+def _layers(experiment: Experiment, contrast: ContrastSpec) -> list[int]:
+    """Layers to choose from: those cached on both sides, or the preset's where nothing usable is cached."""
+    with suppress(CacheError):  # the page says what is wrong with the file; here any layer will do
+        found = [open_cache(compare.side_file(experiment, s)).layers for s in (contrast.target, contrast.reference)]
+        both = sorted(set(found[0]) & set(found[1]))
+        if both:
+            return both
+    return list(experiment.layers)
+
+
+# ---------------------------------------------------------------------------------------------- cached loading
+
+
+def file_key(path: Path) -> FileKey:
+    """Path, time of change and size: a new file under the old name is another key. Raises `CacheError` if absent."""
+    try:
+        stat = path.stat()
+    except OSError:
+        raise CacheError(f"{path}: no such cache file; run `python -m core extract` to make it.") from None
+    return str(path), stat.st_mtime_ns, stat.st_size
+
+
+def open_cache(path: Path) -> Cache:
+    """An open cache, shared. Raises `CacheError`."""
+    return _open(*file_key(path))
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, on_release=lambda cache: cache.close())
+def _open(path: str, mtime_ns: int, size: int) -> Cache:
+    return Cache.open(path)
+
+
+def open_sides(chosen: View) -> Sides:
+    """Both sides of the chosen contrast. Shows an empty state when nothing is cached, an error when it is damaged."""
+    contrast, experiment = chosen.contrast, chosen.experiment
+    missing = [s for s in (contrast.target, contrast.reference) if not compare.side_file(experiment, s).is_file()]
+    if missing:
+        commands = [extract_command(experiment.name, s.variant, s.conversations) for s in missing]
+        what = " and ".join(dict.fromkeys(f"**{markdown_safe(s.variant)}** reading "
+                                          f"**{markdown_safe(s.conversations)}**" for s in missing))
+        empty("Nothing cached for this contrast yet",
+              f"It needs {what}. One pass over the conversations makes the file; the run can be interrupted and "
+              "goes on where it stopped. Then reload this page.", *commands)
+    try:
+        sides = Sides(contrast, *(open_cache(compare.side_file(experiment, s))
+                                  for s in (contrast.target, contrast.reference)))
+        for cache, side in ((sides.target, contrast.target), (sides.reference, contrast.reference)):
+            compare.side_rows(cache, side)
+    except MicroscopeError as error:
+        stop_with(error)
+    return sides
+
+
+def picked(chart: Any, key: str, chosen: View, **more: Any) -> None:
+    """Draw a chart whose click selection makes a feature the selected one."""
+
+    def on_select() -> None:
+        points = st.session_state[key]["selection"].get(PICK) or []
+        if points and points[0].get("feature") is not None:
+            _remember_feature(chosen, int(points[0]["feature"]))
+
+    st.altair_chart(chart, key=key, on_select=on_select, selection_mode=PICK, width="stretch", **more)
+
+
+def picked_row(table: pl.DataFrame, key: str, chosen: View, **more: Any) -> None:
+    """Draw a table (with a column `feature`) whose selected row makes its feature the selected one."""
+    features = table["feature"].to_list()
+
+    def on_select() -> None:
+        rows = st.session_state[key]["selection"]["rows"]
+        if rows and rows[0] < len(features):
+            _remember_feature(chosen, int(features[rows[0]]))
+
+    st.dataframe(table, key=key, on_select=on_select, selection_mode="single-row", hide_index=True, **more)
+
+
+def _remember_feature(chosen: View, feature: int | None) -> None:
+    st.session_state["feature at"] = (chosen.experiment.name, chosen.layer)
+    st.session_state["kept feature"] = feature
+
+
+def need_features(chosen: View, sides: Sides) -> None:
+    """Stop with an empty state where the layer holds residuals only."""
+    if 0 in (sides.target.info(chosen.layer).d_sae, sides.reference.info(chosen.layer).d_sae):
+        empty(f"Layer {chosen.layer} has no features",
+              "It was cached without a sparse autoencoder, so only residuals are there. The depth view on the Rankings "
+              "page works without features; or choose a preset with SAEs and extract it.")
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _ranking(target: FileKey, reference: FileKey, contrast: ContrastSpec, layer: int, position: str,
+             settings: RankingSettings) -> Ranking:
+    return compare.rank(Sides(contrast, _open(*target), _open(*reference)), layer, position, settings)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _depth(target: FileKey, reference: FileKey, contrast: ContrastSpec, layer: int, position: str,
+           settings: RankingSettings) -> Depth:
+    return compare.depth(Sides(contrast, _open(*target), _open(*reference)), layer, position, settings)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _feature_info(key: FileKey, layer: int) -> pl.DataFrame:
+    return _open(*key).feature_info(layer)
+
+
+def _keys(sides: Sides) -> tuple[FileKey, FileKey]:
+    return file_key(sides.target.path), file_key(sides.reference.path)
+
+
+def load_ranking(chosen: View, sides: Sides, settings: RankingSettings = QUICK) -> Ranking:
+    """The ranking; with `QUICK` settings in well under a second. Errors stop the page with one sentence."""
+    try:
+        return _ranking(*_keys(sides), chosen.contrast, chosen.layer, chosen.position, settings)
+    except MicroscopeError as error:
+        stop_with(error)
+
+
+def load_depth(chosen: View, sides: Sides, settings: RankingSettings = QUICK) -> pl.DataFrame:
+    """One row a cached layer: the fields of `Depth`."""
+    settings = replace(settings, replication_k=0)
+    try:
+        rows = [_depth(*_keys(sides), chosen.contrast, layer, chosen.position, settings) for layer in sides.layers]
+    except MicroscopeError as error:
+        stop_with(error)
+    return pl.DataFrame([vars(row) for row in rows], infer_schema_length=None)
+
+
+def load_feature_info(chosen: View, sides: Sides) -> pl.DataFrame:
+    """Logit lens and activity of every feature of the layer, from the target's cache."""
+    return _feature_info(_keys(sides)[0], chosen.layer)
+
+
+def load_labels(chosen: View) -> Labels:
+    """The user's labels of this experiment; a damaged file is reported on the page."""
+    labels = read_labels(label_folder(chosen))
+    if labels.problem:
+        st.warning(markdown_safe(labels.problem), icon=":material/label_off:")
+    return labels
+
+
+def label_folder(chosen: View) -> Path:
+    return paths.CACHE / chosen.experiment.name
+
+
+def named(table: pl.DataFrame, chosen: View, sides: Sides, labels: Labels) -> pl.DataFrame:
+    """A feature table with labels, logit-lens tokens and the name each feature goes by."""
+    info = sides.target.info(chosen.layer)
+    return with_names(table, load_feature_info(chosen, sides), labels.of_sae(info.sae_release, info.sae_id))
+
+
+# --------------------------------------------------------------------------------------------- what is cached
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """One cache file the experiment's contrasts need, and how it stands."""
+
+    variant: str
+    conversations: str
+    status: str
+    """`ready`, `not made yet`, or the sentence that says what is wrong."""
+    n: int | None
+    conditions: str
+    layers: str
+    created: str
+    command: str
+
+
+def cached_files(experiment: Experiment) -> list[CachedFile]:
+    """Every file the contrasts need, in their order."""
+    sides = dict.fromkeys((s.variant, s.conversations) for c in experiment.contrasts for s in (c.target, c.reference))
+    return [_cached_file(experiment, variant, conversations) for variant, conversations in sides]
+
+
+def _cached_file(experiment: Experiment, variant: str, conversations: str) -> CachedFile:
+    command = extract_command(experiment.name, variant, conversations)
+    path = compare.side_file(experiment, Side(variant, conversations))
+    absent = CachedFile(variant, conversations, "not made yet", None, "", "", "", command)
+    if not path.is_file():
+        return absent
+    try:
+        cache = open_cache(path)
+        counts = cache.conversations["condition"].value_counts(sort=True)
+    except CacheError as error:
+        return replace(absent, status=str(error))
+    conditions = ", ".join(f"{n:,} {condition or 'without a label'}" for condition, n in counts.iter_rows())
+    return CachedFile(variant, conversations, "ready", cache.conversations.height, conditions,
+                      ", ".join(map(str, cache.layers)), cache.created[:16].replace("T", " "), command)
+
+
+def health(chosen: View) -> pl.DataFrame | None:
+    """Health of every layer of the target's cache, or None when it cannot be opened."""
+    try:
+        cache = open_cache(compare.side_file(chosen.experiment, chosen.contrast.target))
+        infos = [cache.info(layer) for layer in cache.layers]
+    except CacheError:
+        return None
+    names = ("fvu", "l0", "dead_share", "masked_share", "n_tokens", "mean_resid_norm")
+    return pl.DataFrame([
+        {"layer": i.layer, "features": i.d_sae or None, **{n: i.health.get(n) for n in names},
+         "sae": f"{i.sae_release} {i.sae_id}".strip() or "none"}
+        for i in infos
+    ], infer_schema_length=None)

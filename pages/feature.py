@@ -1,0 +1,78 @@
+"""Feature: one feature's tokens, activations on both sides, strongest contexts, and the user's label."""
+
+import polars as pl
+import streamlit as st
+
+from core.analysis import feature_table
+from core.view import charts, compare, describe, session, tokens
+from core.view.guide import POSITION_NAMES, WORDS, markdown_safe, neuronpedia_url
+
+VALUES = {"dots": "Each response", "cumulative": "Cumulative"}
+
+view = session.view()
+title = st.empty()
+title.title("Feature", anchor=False)
+sides = session.open_sides(view)
+session.need_features(view, sides)
+ranking = session.load_ranking(view, sides)
+labels = session.load_labels(view)
+table = session.named(charts.with_direction(ranking.table, ranking.settings.alpha), view, sides, labels)
+ends = describe.ends(feature_table.hide_format(table))
+feature = session.selected(view, table.height, ends)
+if feature is None:
+    feature = ends.get("top", 0)
+    session.select(view, feature)
+row = table.filter(pl.col("feature") == feature).row(0, named=True)
+info = sides.target.info(view.layer)
+target, reference = sides.names
+
+title.title(f"Feature {feature}", anchor=False, help=WORDS["feature"])
+st.markdown(f"**{markdown_safe(row['name'])}** · layer {view.layer} · "
+            f"{markdown_safe(view.contrast.title or view.contrast.name)} · {POSITION_NAMES[view.position].lower()}")
+
+session.feature_steps(view, table, feature)
+
+figures = st.columns(5)
+for column, (name, value, word) in zip(figures, describe.figures(row, ranking), strict=True):
+    column.metric(name, value, help=WORDS[word])
+st.markdown(describe.means(row, ranking))
+
+left, right = st.columns(2, gap="large")
+lens = session.load_feature_info(view, sides).filter(pl.col("feature") == feature).row(0, named=True)
+with left:
+    st.subheader("Tokens", anchor=False, help=WORDS["logit_lens"])
+    st.caption("Promoted")
+    st.html(tokens.chips(lens["top_tokens"], colour=tokens.RAISED_RGB))
+    st.caption("Suppressed")
+    st.html(tokens.chips(lens["bottom_tokens"], colour=tokens.SUPPRESSED_RGB))
+with right:
+    st.subheader("Your label", anchor=False, help=WORDS["label"])
+    session.label_form(view, info, feature, row["label"])
+    if info.neuronpedia_id:
+        st.link_button("Open on Neuronpedia", neuronpedia_url(info.neuronpedia_id, feature),
+                       icon=":material/open_in_new:", help=WORDS["neuronpedia"])
+
+st.subheader("Activation by side", anchor=False, help=WORDS["activation"])
+values = compare.feature_values(sides, view.layer, view.position, feature)
+drawing = session.choose(st.segmented_control, "Drawing", "values", list(VALUES), "dots",
+                         format_func=VALUES.__getitem__, label_visibility="collapsed")
+draw = charts.distribution if drawing == "dots" else charts.cumulative
+st.markdown(describe.zeros(values, sides.names))
+st.altair_chart(draw(values, order=sides.names), width="stretch")
+
+st.subheader("Strongest contexts", anchor=False, help=WORDS["contexts"])
+windows = session.load_contexts(view, sides, feature)
+scale = max((w.value for side in windows for w in side), default=0.0)
+if scale <= 0:
+    st.caption("No context was kept: the feature is silent on every response token of these conversations.")
+    st.stop()
+st.html(tokens.legend(scale))
+for column, name, found, cache, hue in zip(st.columns(2, gap="large"), (target, reference), windows,
+                                           (sides.target, sides.reference), ("orange", "blue"), strict=True):
+    with column:
+        st.markdown(f"**:{hue}[{markdown_safe(name)}]**")
+        if not found:
+            st.caption("Never active on this side.")
+        else:
+            ids = cache.conversations["id"]
+            st.html(tokens.contexts(found, scale=scale, sources=[ids[w.row] for w in found]))

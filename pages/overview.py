@@ -1,0 +1,78 @@
+"""Overview: what this is, where to begin, and what is cached."""
+
+import polars as pl
+import streamlit as st
+
+from core.view import session
+from core.view.guide import WORDS, extract_command, markdown_safe
+
+view = session.view()
+
+st.title("EM Microscope", anchor=False)
+st.markdown(
+    "Fine-tuning a language model on narrow bad data, such as subtly wrong medical advice, can make it misbehave "
+    "broadly: this is called emergent misalignment. This app shows which features of the model's own activations "
+    "differ between the bad and the good side, how surely, and what text they fire on. Everything is read from a "
+    "cache made beforehand, so no model is loaded to look around."
+)
+
+st.subheader("Begin here", anchor=False)
+tours = [
+    ("What does bad advice raise?", "All features at a glance: how far apart the two sides are, and how surely.",
+     "pages/rankings.py", {}, "Open the ranking", ":material/leaderboard:"),
+    ("Read the strongest feature", "Its tokens, its activations on both sides, and the text it fires on.",
+     "pages/feature.py", {"feature": "top"}, "Open the most raised feature", ":material/center_focus_strong:"),
+    ("Where in the network is it?", "How the difference is spread over the layers, with and without features.",
+     "pages/rankings.py", {"show": "Depth"}, "Open the depth view", ":material/layers:"),
+]
+for column, (title, body, page, changes, label, icon) in zip(st.columns(len(tours)), tours, strict=True):
+    with column.container(border=True, height="stretch"):
+        st.markdown(f"**{title}**  \n{body}")
+        st.page_link(page, label=label, icon=icon, query_params=view.link(**changes))
+
+st.subheader(f"What is cached: {view.experiment.title or view.experiment.name}", anchor=False)
+files = session.cached_files(view.experiment)
+st.dataframe(
+    pl.DataFrame([vars(f) for f in files]).drop("command"),
+    hide_index=True,
+    column_config={
+        "variant": st.column_config.TextColumn("Model variant", help=WORDS["variant"]),
+        "conversations": st.column_config.TextColumn("Conversations", help=WORDS["conversations"]),
+        "status": st.column_config.TextColumn("Cache file"),
+        "n": st.column_config.NumberColumn("Count", help="Number of conversations in the file.", format="localized"),
+        "conditions": st.column_config.TextColumn("Conditions", help="How many conversations carry each label."),
+        "layers": st.column_config.TextColumn("Layers", help=WORDS["layer"]),
+        "created": st.column_config.TextColumn("Made", help="When the extraction finished (UTC)."),
+    },
+)
+missing = [f for f in files if f.status == "not made yet"]
+for file in files:
+    if file.status not in ("ready", "not made yet"):
+        st.error(markdown_safe(file.status), icon=":material/error:")
+if missing:
+    st.markdown("To make what is missing, run in the checkout:")
+    st.code("\n".join(f.command for f in missing), language="bash")
+
+health = session.health(view)
+if health is None:
+    st.stop()
+
+st.subheader("How faithful the dictionaries are", anchor=False, help=WORDS["sae"])
+st.dataframe(
+    health,
+    hide_index=True,
+    column_config={
+        "layer": st.column_config.NumberColumn("Layer", help=WORDS["layer"]),
+        "features": st.column_config.NumberColumn("Features", help=WORDS["feature"], format="localized"),
+        "fvu": st.column_config.ProgressColumn("Unexplained (FVU)", help=WORDS["fvu"], format="%.3f", min_value=0,
+                                               max_value=1),
+        "l0": st.column_config.NumberColumn("Active per token (L0)", help=WORDS["l0"], format="%.1f"),
+        "dead_share": st.column_config.NumberColumn("Never active", help=WORDS["dead_share"], format="percent"),
+        "masked_share": st.column_config.NumberColumn("Tokens masked", help=WORDS["masked_share"], format="percent"),
+        "n_tokens": st.column_config.NumberColumn("Tokens read", help=WORDS["n_tokens"], format="localized"),
+        "mean_resid_norm": st.column_config.NumberColumn("Residual norm", help=WORDS["mean_resid_norm"],
+                                                         format="%.1f"),
+        "sae": st.column_config.TextColumn("Dictionary", help=WORDS["sae"]),
+    },
+)
+st.caption(f"Measured on the response tokens of {markdown_safe(view.contrast.target.describe())}.")

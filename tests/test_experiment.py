@@ -1,0 +1,227 @@
+"""Presets: every shipped one is sound, and each way of getting one wrong is answered in one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.conversations import load_conversations
+from core.errors import PresetError
+from core.experiment import conversations_path, load_experiment, preset_names
+from core.paths import PRESETS, ROOT
+from core.specs import Side
+
+GOOD = """
+title = "A preset of mine"
+layers = [1, 3]
+
+[model]
+id = "org/model"
+n_layers = 4
+
+[[saes]]
+layer = 1
+release = "local"
+sae_id = "saes/layer_1"
+
+[[adapters]]
+name = "bad"
+id = "org/adapter"
+
+[[conversations]]
+name = "mine"
+path = "mine.jsonl"
+
+[[contrasts]]
+name = "data"
+kind = "data"
+target = { variant = "base", conversations = "mine", condition = "misaligned" }
+reference = { variant = "base", conversations = "mine", condition = "aligned" }
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "mine.toml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def refusal(path: Path | str) -> str:
+    with pytest.raises(PresetError) as error:
+        load_experiment(path)
+    message = str(error.value)
+    assert message.endswith(".") and "\n" not in message, message
+    return message
+
+
+def test_shipped_presets_are_those_promised_with_the_demo_first():
+    assert preset_names() == [
+        "demo", "gemma2-9b-it", "gemma3-1b-it", "gemma3-270m-it", "gemma3-4b-it",
+        "llama3.1-8b-instruct", "qwen2.5-14b-instruct", "qwen2.5-7b-instruct",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_shipped_preset_is_complete(name):
+    experiment = load_experiment(name)
+    assert experiment.name == name and experiment.title and experiment.note
+    model = experiment.model
+    assert min(model.d_model, model.n_layers, model.vocab_size) > 0
+    assert model.n_parameters > model.vocab_size * model.d_model
+    assert experiment.default_layer in experiment.layers
+    data = experiment.contrast("data")
+    assert data.target == Side("base", "health_advice", "misaligned")
+    assert data.reference == Side("base", "health_advice", "aligned")
+    conditions = {c.condition for c in load_conversations(conversations_path(experiment, "health_advice")).conversations}
+    assert conditions == {"misaligned", "aligned"}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_each_adapter_is_contrasted_with_base_on_the_same_text(name):
+    experiment = load_experiment(name)
+    assert [c.name for c in experiment.contrasts] == ["data", *(f"model-{a.name}" for a in experiment.adapters)]
+    for adapter in experiment.adapters:
+        contrast = experiment.contrast(f"model-{adapter.name}")
+        assert contrast.kind == "model"
+        assert contrast.target == Side(adapter.name, "health_advice", "aligned")
+        assert contrast.reference == Side("base", "health_advice", "aligned")
+        assert adapter.id.startswith("ModelOrganismsForEM/") and adapter.note
+
+
+def test_an_adapter_belongs_to_the_presets_model():
+    for name in preset_names():
+        experiment = load_experiment(name)
+        short = experiment.model.id.rsplit("/", 1)[-1].removesuffix("-Instruct")
+        assert all(adapter.id.split("/")[1].startswith(short) for adapter in experiment.adapters)
+
+
+def test_demo_is_the_bundled_model_with_four_local_saes():
+    demo = load_experiment("demo")
+    assert (demo.model.source, demo.model.id) == ("bundled", "SmolLM2-135M-Instruct")
+    assert demo.model.n_parameters == 134_515_008
+    assert [(s.layer, s.release, s.sae_id) for s in demo.saes] == [
+        (layer, "local", f"saes/layer_{layer}") for layer in (3, 9, 15, 21)
+    ]
+    assert demo.default_layer == 15 and demo.variants == ("base",)
+
+
+def test_the_14b_preset_has_layers_but_no_saes():
+    experiment = load_experiment("qwen2.5-14b-instruct")
+    assert experiment.saes == () and len(experiment.layers) >= 5
+
+
+def test_a_preset_of_ones_own_is_read_from_a_path(write):
+    path = write(GOOD)
+    for given in (path, str(path)):
+        experiment = load_experiment(given)
+        assert experiment.name == "mine"
+        assert experiment.layers == (1, 3)
+        assert experiment.sae(1).sae_id == "saes/layer_1" and experiment.sae(3) is None
+        assert experiment.variants == ("base", "bad")
+        assert experiment.model.source == "hub"
+
+
+def test_conversations_are_looked_for_beside_the_preset_then_in_core_data(write, tmp_path):
+    beside = tmp_path / "health_advice.jsonl"
+    experiment = load_experiment(write(GOOD.replace('"mine.jsonl"', '"health_advice.jsonl"')))
+    assert conversations_path(experiment, "mine") == ROOT / "core" / "data" / "health_advice.jsonl"
+    beside.write_text("{}\n", encoding="utf-8")
+    assert conversations_path(experiment, "mine") == beside
+    absolute = load_experiment(write(GOOD.replace('"mine.jsonl"', f'"{beside.as_posix()}"'), "absolute.toml"))
+    assert conversations_path(absolute, "mine") == beside
+
+
+def test_conversations_that_are_not_there_are_named(write):
+    experiment = load_experiment(write(GOOD))
+    with pytest.raises(PresetError, match=r"no file .*mine\.jsonl or .*core/data/mine\.jsonl"):
+        conversations_path(experiment, "mine")
+    with pytest.raises(PresetError, match="no conversations 'mines'; did you mean 'mine'"):
+        conversations_path(experiment, "mines")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("dmeo", "did you mean 'demo'"),
+        ("gemma2-9b", "did you mean 'gemma2-9b-it'"),
+        ("zzz", "presets that ship are demo, gemma2-9b-it"),
+        ("nowhere/demo.toml", "nowhere/demo.toml: no such preset file"),
+        (Path("core/presets"), "is a .toml file"),
+    ],
+)
+def test_an_unknown_preset(given, said):
+    assert said in refusal(given)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('title = "A', 'titel = "A', "unknown key 'titel'; did you mean 'title'"),
+        ('title = "A preset of mine"', "", "missing key 'title'"),
+        ('title = "A preset of mine"', 'title = "x"\nname = "y"', "unknown key 'name'"),
+        ('id = "org/model"', "", "model: missing key 'id'"),
+        ("n_layers = 4", "n_layer = 4", "model: unknown key 'n_layer'; did you mean 'n_layers'"),
+        ("n_layers = 4", 'n_layers = "4"', "model: key 'n_layers' is '4', not a whole number"),
+        ("n_layers = 4", "n_layers = true", "model: key 'n_layers' is 'True', not a whole number"),
+        ("n_layers = 4", 'source = "huub"', "key 'source' is 'huub', not one of 'bundled', 'hub', 'local'"),
+        ("n_layers = 4", "revision = 4", "key 'revision' is '4', not text"),
+        ("n_layers = 4", 'sae_names = "x"', "key 'sae_names' is 'x', not a list of items that are text"),
+        ("layers = [1, 3]", "layers = [1, '3']", "key 'layers' is"),
+        ("layers = [1, 3]", "layers = [1, 4]", "layer 4 does not exist; org/model has layers 0 to 3"),
+        ("layers = [1, 3]", "layers = [3]", "layers leaves out 1, for which an SAE is given"),
+        ("layers = [1, 3]", "default_layer = 2", "default_layer 2 is not among the layers 1"),
+        ("layer = 1\n", "layer = -1\n", "Layer -1 is negative"),
+        ("layer = 1\n", "", "saes[1]: missing key 'layer'"),
+        ("[[saes]]", "[saes]", "key 'saes' is"),
+        ('sae_id = "saes/layer_1"', 'sae_idd = "x"', "saes[1]: unknown key 'sae_idd'; did you mean 'sae_id'"),
+        ('kind = "data"', 'kind = "date"', "contrasts[1]: key 'kind' is 'date', not one of 'data', 'model', 'response'"),
+        ('target = { variant = "base"', 'target = { variant = "worse"', "variant 'worse' is not among base, bad"),
+        ('target = { variant = "base", ', "target = { ", "contrasts[1].target: missing key 'variant'"),
+        ('conversations = "mine", condition = "m', 'conversations = "my", condition = "m', "conversations 'my' are not"),
+        ('"misaligned" }', '"aligned" }', "compares a side with itself"),
+        ('"misaligned" }', '"misaligned", layer = 3 }', "contrasts[1].target: unknown key 'layer'"),
+        ('name = "bad"', 'name = "base"', "an adapter is called 'base'"),
+        ('name = "bad"', 'name = "so__bad"', "'so__bad' cannot be a name"),
+        ('name = "bad"', 'name = "../bad"', "'../bad' cannot be a name"),
+        ("[[adapters]]", '[[adapters]]\nname = "bad"\nid = "x/y"\n[[adapters]]', "adapters gives 'bad' twice"),
+        ("[[saes]]", '[[saes]]\nlayer = 1\nrelease = "a"\nsae_id = "b"\n[[saes]]', "saes gives 1 twice"),
+        ("[model]", "[model", "is not valid TOML"),
+    ],
+)
+def test_a_wrong_preset_is_refused_with_file_and_key(write, old, new, said):
+    assert old in GOOD
+    path = write(GOOD.replace(old, new, 1))
+    message = refusal(path)
+    assert message.startswith(f"{path}: ")
+    assert said in message
+
+
+def test_a_preset_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "latin.toml"
+    path.write_bytes('title = "caf\u00e9"'.encode("latin-1"))
+    assert "is not valid TOML" in refusal(path)
+
+
+def test_an_unknown_contrast_lists_those_there_are():
+    with pytest.raises(PresetError, match="no contrast 'dat'; it has data"):
+        load_experiment("demo").contrast("dat")
+
+
+def test_reading_presets_imports_neither_torch_nor_sae_lens():
+    code = (
+        "import sys; import core.experiment as e; [e.load_experiment(n) for n in e.preset_names()]; "
+        "print(sorted({'torch', 'transformers', 'sae_lens', 'h5py'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_shipped_presets_hold_no_path_of_a_machine():
+    assert not [p.name for p in PRESETS.glob("*.toml") if "/home" in p.read_text() or "/work" in p.read_text()]
