@@ -4,10 +4,44 @@ import polars as pl
 import streamlit as st
 
 from core.analysis import feature_table
-from core.view import charts, compare, describe, session, tokens
+from core.errors import MicroscopeError
+from core.view import charts, describe, session, tokens
 from core.view.guide import POSITION_NAMES, WORDS, markdown_safe, neuronpedia_url
+from core.view.labels import MAX_LENGTH, write_label
 
 VALUES = {"dots": "Each response", "cumulative": "Cumulative"}
+
+
+def step_controls(rows: pl.DataFrame, now: int) -> None:
+    """Choose a feature by number, or step through the ranking."""
+    ranked = rows.filter(pl.col("rank").is_not_null()).sort("rank")["feature"].to_list()
+    at = ranked.index(now) if now in ranked else None
+    st.session_state["feature number"] = now
+    before, number, after = st.columns([1, 1, 1], vertical_alignment="bottom")
+    number.number_input("Feature", 0, rows.height - 1, step=1, key="feature number", help=WORDS["feature"],
+                        on_change=lambda: session.remember_feature(view, st.session_state["feature number"]))
+    before.button("More raised", icon=":material/arrow_back:", disabled=at in (None, 0), width="stretch",
+                  on_click=lambda: session.remember_feature(view, ranked[at - 1]), help="The next higher rank")
+    after.button("More suppressed", icon=":material/arrow_forward:", disabled=at in (None, len(ranked) - 1),
+                 width="stretch", on_click=lambda: session.remember_feature(view, ranked[at + 1]),
+                 help="The next lower rank")
+
+
+def label_form(current: str) -> None:
+    """The user's own words for the feature, kept beside the cache."""
+    with st.form("label", border=False):
+        words = st.text_input("Label", current, max_chars=MAX_LENGTH, key=f"label {info.sae_id} {feature} {current}",
+                              placeholder="What does this feature respond to?", label_visibility="collapsed")
+        if not st.form_submit_button("Keep label", icon=":material/label:"):
+            return
+    try:
+        write_label(session.label_folder(view), info.sae_release, info.sae_id, feature, words)
+    except MicroscopeError as error:
+        st.error(markdown_safe(str(error)), icon=":material/error:")
+    else:
+        st.toast("Label kept." if words.strip() else "Label removed.")
+        st.rerun()
+
 
 view = session.view()
 title = st.empty()
@@ -30,11 +64,11 @@ title.title(f"Feature {feature}", anchor=False, help=WORDS["feature"])
 st.markdown(f"**{markdown_safe(row['name'])}** · layer {view.layer} · "
             f"{markdown_safe(view.contrast.title or view.contrast.name)} · {POSITION_NAMES[view.position].lower()}")
 
-session.feature_steps(view, table, feature)
+step_controls(table, feature)
 
-figures = st.columns(5)
-for column, (name, value, word) in zip(figures, describe.figures(row, ranking), strict=True):
-    column.metric(name, value, help=WORDS[word])
+with st.container(horizontal=True, gap="medium"):
+    for name, value, word in describe.figures(row, ranking):
+        st.metric(name, value, width=150, help=WORDS[word])
 st.markdown(describe.means(row, ranking))
 
 left, right = st.columns(2, gap="large")
@@ -47,13 +81,13 @@ with left:
     st.html(tokens.chips(lens["bottom_tokens"], colour=tokens.SUPPRESSED_RGB))
 with right:
     st.subheader("Your label", anchor=False, help=WORDS["label"])
-    session.label_form(view, info, feature, row["label"])
+    label_form(row["label"])
     if info.neuronpedia_id:
         st.link_button("Open on Neuronpedia", neuronpedia_url(info.neuronpedia_id, feature),
                        icon=":material/open_in_new:", help=WORDS["neuronpedia"])
 
 st.subheader("Activation by side", anchor=False, help=WORDS["activation"])
-values = compare.feature_values(sides, view.layer, view.position, feature)
+values = session.load_values(view, sides, feature)
 drawing = session.choose(st.segmented_control, "Drawing", "values", list(VALUES), "dots",
                          format_func=VALUES.__getitem__, label_visibility="collapsed")
 draw = charts.distribution if drawing == "dots" else charts.cumulative

@@ -4,7 +4,7 @@ import polars as pl
 import streamlit as st
 
 from core.view import session
-from core.view.guide import WORDS, extract_command, markdown_safe
+from core.view.guide import WORDS, markdown_safe
 
 view = session.view()
 
@@ -31,7 +31,7 @@ for column, (title, body, page, changes, label, icon) in zip(st.columns(len(tour
         st.page_link(page, label=label, icon=icon, query_params=view.link(**changes))
 
 st.subheader(f"What is cached: {view.experiment.title or view.experiment.name}", anchor=False)
-files = session.cached_files(view.experiment)
+files = session.load_inventory(view)
 st.dataframe(
     pl.DataFrame([vars(f) for f in files]).drop("command"),
     hide_index=True,
@@ -53,7 +53,7 @@ if missing:
     st.markdown("To make what is missing, run in the checkout:")
     st.code("\n".join(f.command for f in missing), language="bash")
 
-health = session.health(view)
+health = session.load_health(view)
 if health is None:
     st.stop()
 

@@ -1,5 +1,6 @@
 """Rankings: which features differ between the two sides, how surely, and where in the network."""
 
+import io
 from dataclasses import replace
 
 import polars as pl
@@ -14,6 +15,29 @@ PLOTS = {"volcano": "Effect and confidence", "prevalence": "Effect and prevalenc
 TAILS = {"both": "Both", "raised": "Raised", "suppressed": "Suppressed"}
 BARS = 12
 LENGTH_RATIO = 1.1
+
+
+
+def column_config() -> dict[str, object]:
+    """Headings with their explanation, and number formats."""
+    forms = {"effect_size": "%.2f", "q_value": "%.2g", "auroc": "%.2f", "mean_target": "%.3g",
+             "mean_reference": "%.3g", "rank": "%d", "feature": "%d"}
+    found: dict[str, object] = {}
+    for column, (heading, word) in COLUMNS.items():
+        if column == "name":
+            found[column] = st.column_config.TextColumn(heading, help=WORDS[word], width="medium")
+        else:
+            found[column] = st.column_config.NumberColumn(heading, help=WORDS[word],
+                                                          format=forms.get(column, "percent"))
+    return found
+
+
+def parquet(rows: pl.DataFrame) -> bytes:
+    """The table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer)
+    return buffer.getvalue()
+
 
 view = session.view()
 st.title("Rankings", anchor=False)
@@ -61,20 +85,20 @@ ends = describe.ends(table)
 feature = session.selected(view, full.height, ends)
 
 counts = {d: table.filter(pl.col("direction") == d).height for d in ("raised", "suppressed")}
-figures = st.columns(4)
-figures[0].metric("Raised", f"{counts['raised']:,}", help=WORDS["raised"] + f" Here q < {settings.alpha:g}.")
-figures[1].metric("Suppressed", f"{counts['suppressed']:,}", help=WORDS["suppressed"] + f" Here q < {settings.alpha:g}.")
-figures[2].metric("Tested", f"{ranking.n_tested:,}", help=(
+figures = st.container(horizontal=True, gap="medium")
+figures.metric("Raised", f"{counts['raised']:,}", width=150, help=f"{WORDS['raised']} Here q < {settings.alpha:g}.")
+figures.metric("Suppressed", f"{counts['suppressed']:,}", width=150,
+               help=f"{WORDS['suppressed']} Here q < {settings.alpha:g}.")
+figures.metric("Tested", f"{ranking.n_tested:,}", width=150, help=(
     f"Features active on at least {settings.prevalence_floor:.0%} of the responses; the others are too rare to test. "
     f"The dictionary has {full.height:,}."
 ))
-held = figures[3].empty()
-held.metric("Replicate", describe.held_out(ranking.replication), help=WORDS["replication"])
+figures.metric("Replicate", describe.held_out(ranking.replication), width=150, help=WORDS["replication"])
 st.markdown(describe.sample(ranking))
 control = st.empty()
 control.markdown(describe.replication(ranking.replication, waiting=True))
 if hidden:
-    st.caption(f"{hidden:,} format features are hidden.", help=WORDS["format"])
+    st.caption(f"{hidden:,} format feature{'s are' if hidden > 1 else ' is'} hidden.", help=WORDS["format"])
 for note in ranking.notes:
     st.info(markdown_safe(note), icon=":material/info:")
 
@@ -119,7 +143,7 @@ if show == "Table":
     st.caption(f"{rows.height:,} of {table.height:,} features. Select a row to select its feature.")
     session.picked_row(
         rows.select(list(COLUMNS)), "table", view, height=460,
-        column_config=session.column_config(),
+        column_config=column_config(),
     )
     if feature is not None:
         st.markdown(describe.one_line(full, feature))
@@ -130,7 +154,7 @@ if show == "Table":
     with st.container(horizontal=True):
         st.download_button("Download CSV", lambda: export.write_csv().encode(), f"{stem}.csv", "text/csv",
                            icon=":material/download:", on_click="ignore")
-        st.download_button("Download Parquet", lambda: session.parquet(export), f"{stem}.parquet",
+        st.download_button("Download Parquet", lambda: parquet(export), f"{stem}.parquet",
                            "application/vnd.apache.parquet", icon=":material/download:", on_click="ignore")
 
 # The permutation control takes longest, so everything else is on the page before it begins.

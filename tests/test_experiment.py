@@ -11,7 +11,7 @@ import pytest
 from core.conversations import load_conversations
 from core.errors import PresetError
 from core.experiment import conversations_path, load_experiment, preset_names
-from core.paths import PRESETS, ROOT
+from core.paths import ROOT
 from core.specs import Side
 
 GOOD = """
@@ -68,6 +68,11 @@ def test_shipped_presets_are_those_promised_with_the_demo_first():
     ]  # fmt: skip
 
 
+def test_the_default_preset_comes_first_whatever_its_letter(monkeypatch):
+    monkeypatch.setattr("core.experiment.DEFAULT_PRESET", "gemma3-4b-it")
+    assert preset_names()[:2] == ["gemma3-4b-it", "demo"]
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_shipped_preset_is_complete(name):
     experiment = load_experiment(name)
@@ -79,8 +84,8 @@ def test_every_shipped_preset_is_complete(name):
     data = experiment.contrast("data")
     assert data.target == Side("base", "health_advice", "misaligned")
     assert data.reference == Side("base", "health_advice", "aligned")
-    conditions = {c.condition for c in load_conversations(conversations_path(experiment, "health_advice")).conversations}
-    assert conditions == {"misaligned", "aligned"}
+    found = load_conversations(conversations_path(experiment, "health_advice"))
+    assert {c.condition for c in found.conversations} == {"misaligned", "aligned"}
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -181,10 +186,10 @@ def test_an_unknown_preset(given, said):
         ("layer = 1\n", "", "saes[1]: missing key 'layer'"),
         ("[[saes]]", "[saes]", "key 'saes' is"),
         ('sae_id = "saes/layer_1"', 'sae_idd = "x"', "saes[1]: unknown key 'sae_idd'; did you mean 'sae_id'"),
-        ('kind = "data"', 'kind = "date"', "contrasts[1]: key 'kind' is 'date', not one of 'data', 'model', 'response'"),
+        ('kind = "data"', 'kind = "date"', "contrasts[1]: key 'kind' is 'date', not one of 'data', 'model'"),
         ('target = { variant = "base"', 'target = { variant = "worse"', "variant 'worse' is not among base, bad"),
         ('target = { variant = "base", ', "target = { ", "contrasts[1].target: missing key 'variant'"),
-        ('conversations = "mine", condition = "m', 'conversations = "my", condition = "m', "conversations 'my' are not"),
+        ('"mine", condition = "m', '"my", condition = "m', "conversations 'my' are not among mine"),
         ('"misaligned" }', '"aligned" }', "compares a side with itself"),
         ('"misaligned" }', '"misaligned", layer = 3 }', "contrasts[1].target: unknown key 'layer'"),
         ('name = "bad"', 'name = "base"', "an adapter is called 'base'"),
@@ -221,7 +226,3 @@ def test_reading_presets_imports_neither_torch_nor_sae_lens():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_shipped_presets_hold_no_path_of_a_machine():
-    assert not [p.name for p in PRESETS.glob("*.toml") if "/home" in p.read_text() or "/work" in p.read_text()]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
@@ -140,11 +141,17 @@ def test_a_hub_model_is_read_from_the_hub_cache(hub: Path, copy: Path) -> None:
     assert loaded.weights_hash == weights_hash(copy), "the same bytes give the same hash wherever they lie"
 
 
-@pytest.mark.parametrize("spec", [ModelSpec("tiny-lab/other"), ModelSpec(REPO, revision="v9"), ModelSpec("a/b/c")])
+@pytest.mark.parametrize("spec", [ModelSpec("tiny-lab/other"), ModelSpec(REPO, revision="v9")])
 def test_a_hub_model_that_is_not_there_says_how_to_fetch_it(hub: Path, spec: ModelSpec) -> None:
     with pytest.raises(ModelError, match="is not on this machine; run `python -m core fetch PRESET` first") as caught:
         find_folder(spec)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./no/such/folder", "two words"])
+def test_what_is_neither_folder_nor_hub_id_is_said(name: str) -> None:
+    with pytest.raises(ModelError, match="neither a folder nor a hub id"):
+        find_folder(ModelSpec(name))
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
@@ -172,6 +179,23 @@ def test_truncated_weights_are_refused(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="the weights in .* cannot be loaded") as caught:
+        load_model(local(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_tensors_are_refused_and_not_made_up(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.3.mlp.down_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="1 tensors are missing .* model.layers.3.mlp.down_proj.weight"):
+        load_model(local(copy))
+
+
+def test_tensors_of_another_size_are_refused(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(D_MODEL + 1)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
         load_model(local(copy))
     assert "\n" not in str(caught.value)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -127,7 +130,9 @@ def test_the_order_of_rows_changes_nothing(paired: bool) -> None:
     rng = np.random.default_rng(1)
     target, reference = both(paired)
     repeated = [f"q{i // 4}" for i in range(N)]  # four responses a prompt
-    target = replace(target, prompt_ids=np.array(repeated), lengths=rng.integers(40, 80, N))
+    # rows of very unlike sizes, so that the order of a sum shows in its last digits
+    target = replace(target, prompt_ids=np.array(repeated), lengths=rng.integers(40, 80, N),
+                     acts=target.acts * np.float32(10) ** rng.uniform(-6, 6, (N, 1)).astype(np.float32))
     if paired:
         reference = replace(reference, prompt_ids=np.array(repeated))
     first = rank(target, reference, RankingSettings(replication_k=6, n_permutations=5))
@@ -176,8 +181,11 @@ def test_small_samples_keep_effect_sizes_and_lose_q_values() -> None:
     assert ranking.table["q_value"].null_count() == D_SAE
     assert ranking.table["p_value"].min() >= 0.0078 and ranking.table["rank"].drop_nulls().len() > 200
     assert "0.0078" in ranking.notes[0] and "at least 14 pairs" in ranking.notes[0]
-    unpaired = rank(few[0], replace(few[1], prompt_ids=np.array([f"x{i}" for i in range(8)])))
-    assert unpaired.table["q_value"].null_count() == 0 or "prompts a side" in unpaired.notes[0]
+    for n, withheld in ((8, False), (5, True)):  # 16 prompts can be split in 12870 ways, 10 in only 252
+        sides = [Sample(s.name, s.acts[:n], np.char.add(s.prompt_ids[:n], s.name), s.lengths[:n]) for s in few]
+        unpaired = rank(*sides)
+        assert (unpaired.table["q_value"].null_count() == D_SAE) is withheld
+        assert ("prompts a side are needed" in " ".join(unpaired.notes)) is withheld
 
 
 def test_refusals_name_what_is_missing() -> None:
@@ -192,6 +200,9 @@ def test_refusals_name_what_is_missing() -> None:
     broken = target.acts.copy()
     broken.data[0] = np.inf
     with pytest.raises(CacheError, match="response 0, feature 0 has activation inf"):
+        replace(target, acts=broken)
+    broken.data[0] = -1.0
+    with pytest.raises(CacheError, match="not a finite number >= 0"):
         replace(target, acts=broken)
     with pytest.raises(PresetError, match="alpha = 2 .*; pairing = 'both'"):
         RankingSettings(alpha=2, pairing="both")
@@ -236,6 +247,12 @@ def test_summary_is_the_command_lines_json() -> None:
     assert list(summary["features"][0]) == list(feature_table.SCHEMA) and summary["n_format_hidden"] == 2
     assert summary["features"][4]["rank"] == max(f["rank"] for f in summary["features"])
     with_format = contrast_summary(ranking, 6, include_format=True)
-    assert with_format["contrast"] == "bad minus good" and len({f["feature"] for f in with_format["features"]} & {0, 6})
+    assert with_format["contrast"] == "bad minus good" and {0, 6} <= {f["feature"] for f in with_format["features"]}
+    no_control = rank(*both(True), RankingSettings(replication_k=5, n_permutations=0))
+    assert contrast_summary(no_control, 1)["replication"]["permuted_mean"] is None
     assert ranking.replication.n_candidates == D_SAE - 4  # two silent, two format
-    assert "torch" not in str(vars(feature_table))
+
+
+def test_analysis_imports_neither_torch_nor_the_slow_scipy_stats() -> None:
+    code = "import sys, core.analysis.ranking; sys.exit(bool({'torch', 'scipy.stats'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

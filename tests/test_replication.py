@@ -10,7 +10,7 @@ from core.analysis.replication import _discovery_prompts, replicate
 from core.analysis.units import Sample, build_units
 from core.errors import NotEnoughData
 
-N, D_SAE, PLANTED = 80, 200, 10
+N, D_SAE, PLANTED = 120, 200, 10
 ALL = np.arange(D_SAE)
 SETTINGS = {"k": 10, "alpha": 0.05, "n_permutations": 30, "seed": 0}
 
@@ -19,7 +19,7 @@ def units(paired: bool, effect: float, n: int = N, seed: int = 0):
     rng = np.random.default_rng(seed)
     sides = []
     for name in ("t", "r"):
-        acts = rng.exponential(1.0, (n, D_SAE)) * (rng.random((n, D_SAE)) < 0.5)
+        acts = rng.exponential(1.0, (n, D_SAE)) * (rng.random((n, D_SAE)) < 0.9)
         if name == "t":
             acts[:, :PLANTED] *= effect
             acts[:, PLANTED : 2 * PLANTED] /= effect
@@ -46,7 +46,7 @@ def test_nothing_replicates_where_nothing_differs(paired: bool) -> None:
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_counts_equal_a_slow_recount(paired: bool) -> None:
-    made = units(paired, 2.0)
+    made = units(paired, 1.7)
     found = replicate(made, ALL, **SETTINGS)
     chosen = _discovery_prompts(made, 0)
     t, r = made.target.prompts.toarray().astype(float), made.reference.prompts.toarray().astype(float)
@@ -66,7 +66,7 @@ def test_counts_equal_a_slow_recount(paired: bool) -> None:
     ]  # fmt: skip
     same = np.sign(t.mean(0) - r.mean(0))[columns] == np.repeat([1, -1], 10)
     passed = (stats.false_discovery_control(p) < 0.05) & same
-    assert 0 < passed.sum() < 20
+    assert 0 < passed.sum() < ((np.array(p) < 0.05) & same).sum()  # the correction costs some of them
     assert (found.n_raised_replicated, found.n_suppressed_replicated) == (passed[:10].sum(), passed[10:].sum())
 
 

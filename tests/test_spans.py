@@ -215,7 +215,7 @@ def test_a_template_that_changes_the_response_is_refused(content: str) -> None:
 def test_a_tokenizer_that_joins_response_and_template_is_refused(tokenizer_of: Callable) -> None:
     """Here one token covers the turn's end and the last full stop: no span decodes to the response alone."""
     tokenizer = make_tokenizer(FAMILIES["qwen2"])
-    tokenizer.chat_template = templates.QWEN2.replace("message.content + '<|im_end|>", "message.content + '!?<|im_end|>")
+    tokenizer.chat_template = templates.QWEN2.replace("content + '<|im_end|>", "content + '!?<|im_end|>")
     tokenizer.add_tokens(["water.!?"])
     with pytest.raises(SpanError, match="joins the response with the template"):
         tokenize(tokenizer, conversation())

@@ -117,7 +117,7 @@ def rank_features(
     layer: int,
     position: str,
     content_share: np.ndarray | None = None,
-    settings: RankingSettings = RankingSettings(),  # noqa: B008  (frozen)
+    settings: RankingSettings = RankingSettings(),
 ) -> Ranking:
     """Rank every feature by its standardised difference between target and reference.
 
@@ -161,8 +161,10 @@ def rank_features(
         )
     columns["p_value"][~eligible | undefined] = np.nan
     n_tested = int((~np.isnan(columns["p_value"])).sum())
-    columns["q_value"], q_notes = _q_values(columns["p_value"], units, settings)
-    notes += q_notes
+    withheld = _why_no_q(n_tested, units, settings)
+    if withheld:
+        notes.append(withheld)
+    columns["q_value"] = np.full(d_sae, np.nan) if withheld else statistics.benjamini_hochberg(columns["p_value"])
     columns["rank"] = _rank(columns, eligible & ~undefined)
 
     replication = None
@@ -262,31 +264,32 @@ def _length_notes(units: Units, position: str) -> list[str]:
     ratio = _ratio(units.target.mean_length, units.reference.mean_length)
     if position != "response" or not ratio > 0 or max(ratio, 1 / ratio) <= LENGTH_RATIO_UNREMARKABLE:
         return []
-    return [
+    note = (
         f"Responses of the target are {ratio:.2f} times as long as those of the reference "
         f"({units.target.mean_length:.1f} against {units.reference.mean_length:.1f} tokens): sentence-end and format "
         "features shift with length in a per-response mean, so compare with a length-matched contrast."
-    ]
+    )
+    return [note]
 
 
-def _q_values(p_value: np.ndarray, units: Units, settings: RankingSettings) -> tuple[np.ndarray, list[str]]:
-    n_tested = int((~np.isnan(p_value)).sum())
+def _why_no_q(n_tested: int, units: Units, settings: RankingSettings) -> str | None:
+    """One sentence when no feature can pass the false discovery rate whatever the data; None when one can."""
     if n_tested == 0:
-        return np.full(len(p_value), np.nan), [
+        return (
             f"No feature is active on {settings.prevalence_floor:.0%} of the responses (and on at least "
             f"{settings.min_active_responses}), so none is tested or ranked."
-        ]
+        )
     n, m = units.target.n_prompts, units.reference.n_prompts
     smallest = statistics.smallest_p(n, m, paired=units.paired)
     if smallest <= settings.alpha / n_tested:
-        return statistics.benjamini_hochberg(p_value), []
+        return None
     needed = statistics.prompts_needed(n_tested, settings.alpha, paired=units.paired)
     have = f"{n} pairs of prompts" if units.paired else f"{n} target and {m} reference prompts"
     unit = "pairs" if units.paired else "prompts a side"
-    return np.full(len(p_value), np.nan), [
+    return (
         f"q-values are withheld: with {have} the smallest possible p-value is {smallest:.2g}, and a single feature "
         f"among {n_tested} tested needs {settings.alpha / n_tested:.2g}; at least {needed} {unit} are needed."
-    ]
+    )
 
 
 def _rank(columns: dict[str, np.ndarray], ranked: np.ndarray) -> np.ndarray:

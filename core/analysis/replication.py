@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import spearmanr
 
 from core.analysis import statistics
 from core.analysis.units import Units
@@ -153,7 +152,7 @@ def replicate(
         n_prompts_confirmation=confirmation.n_prompts,
         permuted_mean=float(control.mean()) if len(control) else float("nan"),
         permuted_ci95=tuple(np.quantile(control, [0.025, 0.975]).tolist()) if len(control) else (np.nan, np.nan),
-        rank_correlation=_correlation(effects_discovery[0], effects_confirmation[0]),
+        rank_correlation=statistics.spearman(effects_discovery[0], effects_confirmation[0]),
         n_permutations=n_permutations,
         alpha=alpha,
         seed=seed,
@@ -175,14 +174,6 @@ def _count(half: _Half, ends: _Ends, effects: np.ndarray, labels: np.ndarray, al
     p = np.where(np.isnan(effects[columns]), 1.0, half.p_values(columns, labels))  # undefined: a failed replication
     passed = (statistics.benjamini_hochberg(p) < alpha) & (np.sign(effects[columns]) == wanted)
     return int(passed[wanted > 0].sum()), int(passed[wanted < 0].sum())
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    both = ~np.isnan(a) & ~np.isnan(b)
-    a, b = a[both], b[both]
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(spearmanr(a, b).statistic)
 
 
 def _discovery_prompts(units: Units, seed: int) -> np.ndarray:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from core.model import bundled
 from core.errors import ModelError
+from core.model import bundled
 from core.paths import CACHE, write_json
 from core.specs import ModelSpec
 
@@ -111,11 +112,18 @@ def load_model(spec: ModelSpec, *, device: str | None = None, dtype: str | None 
     config = _config(spec, folder)
     attention = "eager" if text_config(config).model_type.startswith("gemma2") else None  # soft-capped logits
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, attn_implementation=attention, trust_remote_code=False
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=kind, use_safetensors=True, attn_implementation=attention, trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{spec.id}: the weights in {folder} cannot be loaded: {_first_line(error)}") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{spec.id}: the weights in {folder} cannot be loaded: {_first_line(error)}.") from None
+    if info["missing_keys"]:  # transformers fills them with random numbers and only warns
+        missing = sorted(info["missing_keys"])
+        raise ModelError(
+            f"{spec.id}: {len(missing)} tensors are missing from the weights in {folder}, the first {missing[0]}; "
+            "fetch the model again."
+        )
     model.eval().requires_grad_(False).to(where)
     return LoadedModel(spec, model, tokenizer, find_blocks(model, spec.blocks), str(folder), weights_hash(folder))
 
@@ -147,12 +155,14 @@ def find_folder(spec: ModelSpec) -> Path:
             raise ModelError(f"{folder}: no config.json there; give a folder in the hub's layout.")
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(spec.id, revision=spec.revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise ModelError(f"{spec.id} is not on this machine; run `python -m core fetch PRESET` first.") from None
+    except HFValidationError:
+        raise ModelError(f"{spec.id} is neither a folder nor a hub id such as `organisation/model`.") from None
 
 
 def fetch_model(spec: ModelSpec) -> Path:

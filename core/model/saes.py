@@ -125,7 +125,7 @@ def load_sae(
         stated_model, fallback_hook = sae.cfg.metadata.get("model_name"), None
     else:
         entry = lookup(spec.release, spec.sae_id)
-        sae, neuronpedia_id = _from_registry(spec, device), spec.neuronpedia_id or entry.neuronpedia_id
+        sae, neuronpedia_id = from_registry(spec, device), spec.neuronpedia_id or entry.neuronpedia_id
         stated_model = sae.cfg.metadata.get("model_name") or entry.model
         found = re.search(r"layer_(\d+)", spec.sae_id)
         fallback_hook = f"blocks.{found.group(1)}.hook_resid_post" if found else None
@@ -164,7 +164,8 @@ def _from_disk(spec: SaeSpec, folder: Path | None, device: str | torch.device) -
         raise SaeMismatch(f"{path}: the SAE cannot be read: {first}; train or copy it again.") from None
 
 
-def _from_registry(spec: SaeSpec, device: str | torch.device) -> Any:
+def from_registry(spec: SaeSpec, device: str | torch.device = "cpu") -> Any:
+    """sae-lens' own SAE object of a registry entry, fetched from the hub when it is not there yet."""
     from sae_lens import SAE
 
     try:
@@ -221,3 +222,12 @@ def reconstruct(sae: Any, resid: Tensor, budget: int = ENCODE_BUDGET) -> Tensor:
     rows = chunk_rows(int(sae.cfg.d_sae), budget)
     parts = [sae(resid[start : start + rows]).to(resid.dtype) for start in range(0, len(resid), rows)]
     return torch.cat(parts) if parts else resid.clone()
+
+
+def bridge(model_name: str, loaded: Any) -> Any:
+    """sae-lens' `SAETransformerBridge` around a loaded model, which it rebuilds in place: hand it one of its own."""
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+
+    return SAETransformerBridge.boot_transformers(
+        model_name, hf_model=loaded.model, tokenizer=loaded.tokenizer, device=str(loaded.device), dtype=loaded.dtype
+    )

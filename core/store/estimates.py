@@ -123,6 +123,7 @@ def estimate(
     download = _model_download(model) + sum(one.download_bytes for one in layers)
     download += len(away) * ADAPTER_SHARE * 2 * model.n_parameters
     cache = sum(_cache_bytes(model.d_model, layers, c) for c in read)
+    unknown = () if model.n_parameters else ("Weights: not counted, the preset states no n_parameters.",)
     measured = "measured on two busy cores" if kind == "cpu" else "assumed, not measured"
     return Estimates(
         memory_bytes=round(memory),
@@ -141,8 +142,9 @@ def estimate(
             f"{size_text(RUNTIME_BYTES)} for Python and torch.",
             f"Cache: {NEW_FEATURE_SHARE:.0%} of a response's activations fall on a feature new to it, two conditions, "
             "no gain from compression.",
-            f"Downloads: what the local caches lack; SAEs in float32, each adapter at {ADAPTER_SHARE:.0%} of the weights "
-            "(rank-1 ones are far smaller).",
+            *unknown,
+            f"Downloads: what the local caches lack; SAEs in float32, each adapter at {ADAPTER_SHARE:.0%} of the "
+            "weights (rank-1 ones are far smaller).",
         ),
     )
 
@@ -202,4 +204,4 @@ def size_text(n: float) -> str:
 def duration_text(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -20,7 +20,7 @@ from core.conversations import ConversationSet, load_conversations
 from core.errors import PresetError, SaeMismatch
 from core.experiment import conversations_path
 from core.paths import CACHE
-from core.specs import CONDITIONS, Experiment, ModelSpec, SaeSpec, hook_point
+from core.specs import CONDITIONS, NO_CONDITION, Experiment, ModelSpec, SaeSpec, hook_point
 from core.store.estimates import (
     CHARACTERS_PER_TOKEN,
     TEMPLATE_TOKENS,
@@ -49,6 +49,9 @@ _WIDTHS |= {"1m": 2**20}
 #: Releases whose ids do not tell the width (the trainer's configuration does), and k of their trainers 0 to 3.
 _RELEASES = {"llama-3.1-8b-instruct-andyrdt": 131_072, "qwen2.5-7b-instruct-andyrdt": 131_072}
 _TRAINER_K = (32, 64, 128, 256)
+
+#: What a release or id says when its SAEs read another place than resid_post.
+_NOT_RESID_POST = re.compile(r"hook_(?!resid_post)\w+|(?<![a-z])(?:att|attn|mlp|transcoders?|clt)(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Plan:
         e = self.estimates
         lines.append(
             f"  about {size_text(e.memory_bytes)} of memory, {duration_text(e.seconds)} on {e.device} in {e.dtype}, "
-            f"{size_text(e.download_bytes)} to fetch, {size_text(e.cache_bytes)} in {len(self.extractions)} cache file(s)"
+            f"{size_text(e.download_bytes)} to fetch, {size_text(e.cache_bytes)} for {len(self.extractions)} caches"
         )
         return "\n".join([*lines, "Assumed:", *(f"  {a}" for a in e.assumptions)])
 
@@ -110,18 +113,20 @@ def make_plan(
     *,
     device: str | None = None,
     batch_tokens: int = 4096,
+    skip_bad: bool = False,
     lookup: Lookup | None = None,
 ) -> Plan:
     """Plan every extraction the contrasts need (base on every file when there are none).
 
     cache_dir: the preset's own cache folder, where local SAEs lie; `cache/<preset>` when None. device: cpu, cuda or
-    mps; guessed from the machine when None. lookup: `core.model.saes.lookup` unless another is given.
+    mps; guessed from the machine when None. skip_bad: leave unusable conversations out instead of raising. lookup:
+    `core.model.saes.lookup` unless another is given.
     Raises `SaeMismatch` (unknown release or id with near misses, other layer, width or model), `PresetError` (no
     conversations for a side of a contrast) and `BadConversation`.
     """
     cache_dir = CACHE / experiment.name if cache_dir is None else Path(cache_dir)
     layers = tuple(_plan_layer(experiment, layer, cache_dir, lookup) for layer in sorted(experiment.layers))
-    sets = _read_conversations(experiment)
+    sets = _read_conversations(experiment, skip_bad)
     conversations = tuple(_measure(name, path, found) for name, (path, found) in sets.items())
     sides = [side for c in experiment.contrasts for side in (c.reference, c.target)]
     needed = tuple(dict.fromkeys(Extraction(side.variant, side.conversations) for side in sides))
@@ -173,6 +178,9 @@ def _registered(model: ModelSpec, spec: SaeSpec, entry: RegistryEntry) -> Planne
     found = re.search(r"(?:layer_|blocks\.)(\d+)", spec.sae_id)
     if found and int(found.group(1)) != spec.layer:
         raise SaeMismatch(f"{where}: is of layer {found.group(1)}, but the preset gives it for layer {spec.layer}.")
+    elsewhere = _NOT_RESID_POST.search(f"{spec.release} {spec.sae_id}")
+    if elsewhere:
+        raise SaeMismatch(f"{where}: reads {elsewhere.group()}, not resid_post; choose a residual stream SAE.")
     _check_model(where, model, entry.model)
     width = re.search(r"width_(\d+[km])", spec.sae_id)
     d_sae = _WIDTHS.get(width.group(1)) if width else _RELEASES.get(spec.release)
@@ -202,7 +210,7 @@ def _local(model: ModelSpec, spec: SaeSpec, cache_dir: Path) -> PlannedLayer:
         metadata = config.get("metadata") or {}
         d_in, d_sae = int(config["d_in"]), int(config["d_sae"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SaeMismatch(f"{path}: d_in and d_sae cannot be read ({error!r}); train or copy the SAE again.") from None
+        raise SaeMismatch(f"{path}: d_in and d_sae cannot be read ({error!r}); copy the SAE again.") from None
     if model.d_model and d_in != model.d_model:
         raise SaeMismatch(f"{path}: reads d_model {d_in}, {model.id} has {model.d_model}; choose its own SAEs.")
     hook = metadata.get("hook_name") or config.get("hook_name")
@@ -239,20 +247,21 @@ def _short(name: str) -> str:
 # ---------------------------------------------------------------------------------------------- conversations
 
 
-def _read_conversations(experiment: Experiment) -> dict[str, tuple[Path, ConversationSet]]:
+def _read_conversations(experiment: Experiment, skip_bad: bool) -> dict[str, tuple[Path, ConversationSet]]:
     sides = [side for c in experiment.contrasts for side in (c.target, c.reference)]
     allowed = (*CONDITIONS, *(side.condition for side in sides if side.condition))
     sets = {}
     for spec in experiment.conversations:
         path = conversations_path(experiment, spec.name)
-        sets[spec.name] = (path, load_conversations(path, name=spec.name, skip_bad=True, conditions=allowed))
+        sets[spec.name] = (path, load_conversations(path, name=spec.name, skip_bad=skip_bad, conditions=allowed))
     for contrast in experiment.contrasts:
         for side in (contrast.target, contrast.reference):
             found = {c.condition for c in sets[side.conversations][1].conversations}
             if side.condition is not None and side.condition not in found:
+                labels = ", ".join(sorted(found - {NO_CONDITION})) or "none"
                 raise PresetError(
                     f"Preset {experiment.name!r}, contrast {contrast.name!r}: no conversation of "
-                    f"{side.conversations!r} has condition {side.condition!r}; it has {', '.join(sorted(found))}."
+                    f"{side.conversations!r} has condition {side.condition!r}; it has {labels}."
                 )
     return sets
 

@@ -32,12 +32,12 @@ class SaeTraining:
     d_sae: int = 4096
     k: int = 32
     """Mean active features per token during training."""
-    epochs: float = 2.0
-    batch: int = 4096
+    epochs: float = 1.0
+    batch: int = 2048
     lr: float = 8e-4
     decay_share: float = 0.2
     """Last share of the steps over which the learning rate falls to zero."""
-    dead_window: int = 60
+    dead_window: int = 120
     """Steps without firing after which the auxiliary loss pulls a feature back."""
     seed: int = 0
 

@@ -38,7 +38,7 @@ class StreamSpec:
     max_length: int = 512
     """Longer conversations are cut to this many tokens."""
     heldout_share: float = 0.05
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     seed: int = 0
 
 
@@ -63,7 +63,7 @@ def is_heldout(prompt_id: str, share: float, seed: int = 0) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
-def _prompt_key(conversation: Conversation) -> str:
+def prompt_key(conversation: Conversation) -> str:
     return hashlib.sha256("\n".join(m.content for m in conversation.prompt).encode()).hexdigest()
 
 
@@ -78,7 +78,7 @@ def _choose(spec: StreamSpec) -> list[Conversation]:
 def _kept(item: TokenizedConversation, length: int, seen: set[str]) -> np.ndarray:
     """Positions that go into the stream, bool [length]."""
     keep = item.roles[:length] == RESPONSE
-    key = _prompt_key(item.conversation)
+    key = prompt_key(item.conversation)
     if key not in seen:
         keep |= item.roles[:length] == USER
         seen.add(key)
@@ -100,7 +100,7 @@ def collect(loaded: LoadedModel, spec: StreamSpec, folder: Path) -> Stream:
     _truncate(folder, spec.layers, state["tokens"], loaded.d_model)
 
     conversations = _choose(spec)
-    seen = {_prompt_key(c) for c in conversations[: state["conversations"]]}
+    seen = {prompt_key(c) for c in conversations[: state["conversations"]]}
     chunk = 256
     with Progress() as progress:
         bar = progress.add_task("residuals", total=spec.max_tokens, completed=state["tokens"]["train"])
@@ -141,7 +141,7 @@ def _append(
             continue  # text that the template cannot render as it is written is no training text
     rows = [item.ids[: spec.max_length] for item in items]
     kept = [_kept(item, len(row), seen) for item, row in zip(items, rows, strict=True)]
-    heldout = [is_heldout(_prompt_key(item.conversation), spec.heldout_share, spec.seed) for item in items]
+    heldout = [is_heldout(prompt_key(item.conversation), spec.heldout_share, spec.seed) for item in items]
     for batch in plan_batches([len(row) for row in rows], spec.batch_tokens):
         ids, mask = pad([rows[i] for i in batch], pad_id(loaded.tokenizer), loaded.device)
         resid = resid_post(loaded, ids, mask, spec.layers)

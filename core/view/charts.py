@@ -23,7 +23,8 @@ MAX_POINTS = 4000
 PICK = "pick"
 
 _Q_FLOOR = 1e-300  # keeps -log10 q finite where a p-value underflows
-_AXIS = {"titleFontWeight": "normal", "labelOverlap": True}
+_AXIS = {"titleFontWeight": "normal", "labelOverlap": True, "tickCount": 8}
+_PLAIN = {**_AXIS, "format": "~g"}
 _LEGEND = {"orient": "top", "title": None, "labelLimit": 260, "symbolOpacity": 1}
 
 
@@ -62,8 +63,8 @@ def volcano(table: pl.DataFrame, *, alpha: float, selected: int | None = None) -
     line = alt.Chart(pl.DataFrame({"y": [-np.log10(alpha)]})).mark_rule(strokeDash=[4, 4], color=NEUTRAL).encode(
         y=alt.Y("y:Q"), tooltip=alt.value(f"q = {alpha:g}: features above this line pass")
     )
-    y = alt.Y("minus_log10_q:Q", title="Confidence: -log10 q", axis=alt.Axis(**_AXIS))
-    return _scatter(points, alt.X("effect_size:Q", title="Effect size (raised to the right)", axis=alt.Axis(**_AXIS)),
+    y = alt.Y("minus_log10_q:Q", title="Confidence: -log10 q", axis=alt.Axis(**_PLAIN))
+    return _scatter(points, alt.X("effect_size:Q", title="Effect size (raised to the right)", axis=alt.Axis(**_PLAIN)),
                     y, selected, line, "Effect size against confidence")
 
 
@@ -73,7 +74,7 @@ def effect_prevalence(table: pl.DataFrame, *, selected: int | None = None) -> al
     line = alt.Chart(pl.DataFrame({"y": [0.0]})).mark_rule(color=NEUTRAL, opacity=0.6).encode(y="y:Q")
     x = alt.X("prevalence:Q", title="Share of responses with the feature active",
               axis=alt.Axis(format="%", **_AXIS), scale=alt.Scale(domain=[0, 1]))
-    y = alt.Y("effect_size:Q", title="Effect size (raised above 0)", axis=alt.Axis(**_AXIS))
+    y = alt.Y("effect_size:Q", title="Effect size (raised above 0)", axis=alt.Axis(**_PLAIN))
     return _scatter(points, x, y, selected, line, "Effect size against prevalence")
 
 
@@ -122,7 +123,7 @@ def tail_bars(table: pl.DataFrame, *, raised: bool, limit: float | None = None) 
     `table` has `feature`, `name`, `effect_size`, `q_value` and both `frac_active_*`, in the order to be drawn.
     """
     rows = table.select("feature", "name", "effect_size", "q_value", "frac_active_target", "frac_active_reference")
-    rows = rows.with_columns((pl.col("feature").cast(pl.String) + "  " + pl.col("name")).alias("bar"))
+    rows = rows.with_columns((pl.col("feature").cast(pl.String) + ": " + pl.col("name")).alias("bar"))
     limit = limit or float(rows["effect_size"].abs().max() or 1.0)
     domain = [0, limit] if raised else [-limit, 0]
     word = "raised" if raised else "suppressed"
@@ -131,7 +132,7 @@ def tail_bars(table: pl.DataFrame, *, raised: bool, limit: float | None = None) 
         alt.Chart(rows)
         .mark_bar(color=RAISED if raised else SUPPRESSED, cornerRadiusEnd=2, cursor="pointer")
         .encode(
-            x=alt.X("effect_size:Q", title="Effect size", scale=alt.Scale(domain=domain), axis=alt.Axis(**_AXIS)),
+            x=alt.X("effect_size:Q", title="Effect size", scale=alt.Scale(domain=domain), axis=alt.Axis(**_PLAIN)),
             y=alt.Y("bar:N", title=None, sort=rows["bar"].to_list(),
                     axis=alt.Axis(labelLimit=190, labelOverlap=False, ticks=False, domain=False,
                                   orient="left" if raised else "right")),
@@ -162,7 +163,7 @@ def distribution(values: pl.DataFrame, *, order: tuple[str, str], limit: int = 1
     y = alt.Y("label:N", title=None, sort=labels,
               axis=alt.Axis(labelLimit=200, labelExpr="split(datum.label, ' | ')", ticks=False, domain=False))
     colour = alt.Color("side:N", scale=alt.Scale(domain=list(order), range=[RAISED, SUPPRESSED]), legend=None)
-    x = alt.X("activation:Q", title="Activation on one response", axis=alt.Axis(**_AXIS), scale=alt.Scale(domainMin=0))
+    x = alt.X("activation:Q", title="Activation on one response", axis=alt.Axis(**_PLAIN), scale=alt.Scale(domainMin=0))
     strip = alt.Chart(dots).mark_circle(size=22, opacity=0.45).encode(
         x=x, y=y, color=colour, yOffset=alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-0.35, 1.35])),
         tooltip=[alt.Tooltip("side:N", title="Side"), alt.Tooltip("activation:Q", title="Activation", format=".3g")],
@@ -196,7 +197,7 @@ def cumulative(values: pl.DataFrame, *, order: tuple[str, str]) -> alt.Chart:
     rows = pl.concat(parts) if parts else pl.DataFrame(schema={"side": pl.String, "activation": pl.Float64,
                                                                "share": pl.Float64})
     chart = alt.Chart(rows).mark_line(interpolate="step-after", strokeWidth=2).encode(
-        x=alt.X("activation:Q", title="Activation on one response", axis=alt.Axis(**_AXIS)),
+        x=alt.X("activation:Q", title="Activation on one response", axis=alt.Axis(**_PLAIN)),
         y=alt.Y("share:Q", title="Share of responses at or below", axis=alt.Axis(format="%", **_AXIS),
                 scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("side:N", scale=alt.Scale(domain=list(order), range=[RAISED, SUPPRESSED]),
@@ -215,7 +216,7 @@ def depth_counts(depth: pl.DataFrame) -> alt.Chart:
     )
     chart = alt.Chart(rows).mark_bar().encode(
         x=_layer_axis(), xOffset="direction:N", color=_direction_colour(rows),
-        y=alt.Y("n:Q", title="Features that pass", axis=alt.Axis(format="d", tickMinStep=1, **_AXIS)),
+        y=alt.Y("n:Q", title="Features", axis=alt.Axis(format="d", tickMinStep=1, **_AXIS)),
         tooltip=[alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("direction:N", title="Direction"),
                  alt.Tooltip("n:Q", title="Features", format=",d")],
     )
@@ -229,7 +230,7 @@ def depth_effects(depth: pl.DataFrame) -> alt.Chart:
     ).drop_nulls()
     chart = alt.Chart(rows).mark_line(point=alt.OverlayMarkDef(size=55), strokeWidth=2).encode(
         x=_layer_axis(), color=_direction_colour(rows),
-        y=alt.Y("effect:Q", title="Largest effect size (magnitude)", axis=alt.Axis(**_AXIS), scale=alt.Scale(zero=True)),
+        y=alt.Y("effect:Q", title="Effect size (magnitude)", axis=alt.Axis(**_PLAIN), scale=alt.Scale(zero=True)),
         tooltip=[alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("direction:N", title="Direction"),
                  alt.Tooltip("effect:Q", title="Effect size (magnitude)", format=".2f")],
     )
@@ -241,7 +242,7 @@ def depth_separation(depth: pl.DataFrame) -> alt.LayerChart:
     rows = depth.select("layer", "resid_auroc").drop_nulls()
     line = alt.Chart(rows).mark_line(point=alt.OverlayMarkDef(size=55, color=NEUTRAL), color=NEUTRAL).encode(
         x=_layer_axis(),
-        y=alt.Y("resid_auroc:Q", title="Held-out AUROC", axis=alt.Axis(**_AXIS), scale=alt.Scale(domain=[0.4, 1])),
+        y=alt.Y("resid_auroc:Q", title="Held-out AUROC", axis=alt.Axis(**_PLAIN), scale=alt.Scale(domain=[0.4, 1], zero=False)),
         tooltip=[alt.Tooltip("layer:O", title="Layer"),
                  alt.Tooltip("resid_auroc:Q", title="Held-out AUROC", format=".3f")],
     )
@@ -252,7 +253,7 @@ def depth_separation(depth: pl.DataFrame) -> alt.LayerChart:
 
 
 def _layer_axis() -> alt.X:
-    return alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, **_AXIS))
+    return alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, titleFontWeight="normal"))
 
 
 def _finish(chart, height: int, description: str):

@@ -19,7 +19,7 @@ from core.analysis.ranking import Ranking, RankingSettings, Sample, rank_feature
 from core.errors import CacheError, NotEnoughData
 from core.specs import ContrastSpec, Experiment, Side
 from core.store.layout import cache_file
-from core.store.reader import Cache
+from core.store.reader import Cache, Context
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,15 @@ def feature_values(sides: Sides, layer: int, position: str, feature: int) -> pl.
             "id": cache.conversations["id"].gather(rows.tolist()),
         }))
     return pl.concat(parts)
+
+
+def contexts(sides: Sides, layer: int, feature: int) -> tuple[list[Context], list[Context]]:
+    """The strongest contexts of one feature on the target's side and on the reference's, strongest first."""
+    found = []
+    for cache, side in ((sides.target, sides.contrast.target), (sides.reference, sides.contrast.reference)):
+        own = [c for c in cache.contexts(layer, feature) if side.condition in (None, c.condition) and c.value > 0]
+        found.append(sorted(own, key=lambda c: -c.value))
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)

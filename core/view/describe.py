@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import polars as pl
 
 from core.analysis import feature_table
@@ -98,3 +99,38 @@ def depth(rows: pl.DataFrame) -> str:
         parts.append(f"The residual mean difference separates the sides best at layer **{best['layer']}** (held-out "
                      f"AUROC {best['resid_auroc']:.2f}).")
     return " ".join(parts) or "No cached layer has enough conversations for these figures."
+
+
+def figures(row: dict, ranking: Ranking) -> list[tuple[str, str, str]]:
+    """(heading, value, word of the guide) of a feature's row in the ranking, for the figures on its page."""
+    ranked = int(ranking.table["rank"].count())
+    return [
+        ("Rank", "none" if row["rank"] is None else f"{row['rank']:,} of {ranked:,}", "rank"),
+        ("Effect size", _number(row["effect_size"], "+.2f"), "effect_size"),
+        ("q", _number(row["q_value"], ".2g", "not tested"), "q_value"),
+        ("AUROC", _number(row["auroc"], ".2f"), "auroc"),
+        ("Content share", _number(row["content_share"], ".0%"), "content_share"),
+    ]
+
+
+def _number(value: float | None, form: str, otherwise: str = "none") -> str:
+    return otherwise if value is None or not math.isfinite(value) else format(value, form)
+
+
+def means(row: dict, ranking: Ranking) -> str:
+    """Means and shares of both sides, in a sentence."""
+    target, reference = markdown_safe(ranking.target), markdown_safe(ranking.reference)
+    return (f"Mean activation **{row['mean_target']:.3g}** on {target} and **{row['mean_reference']:.3g}** on "
+            f"{reference} responses; active on **{row['frac_active_target']:.0%}** and "
+            f"**{row['frac_active_reference']:.0%}** of them.")
+
+
+def zeros(values: pl.DataFrame, names: tuple[str, str]) -> str:
+    """Share of responses on which the feature is silent, and the medians, by side."""
+    parts = []
+    for name in names:
+        acts = values.filter(pl.col("side") == name)["activation"].to_numpy()
+        if len(acts):
+            parts.append(f"{markdown_safe(name)}: {np.mean(acts == 0):.0%} of {len(acts):,} responses at exactly 0, "
+                         f"median {np.median(acts):.3g}")
+    return "; ".join(parts).capitalize() + "."

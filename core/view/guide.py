@@ -5,6 +5,8 @@ Text only. The words are those of the project's glossary; each explanation is fo
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 WORDS: dict[str, str] = {
     "experiment": "One model with its feature dictionaries, conversations and comparisons, described by a preset file.",
     "layer": "Which block of the network is looked at, counted from 0. Early layers see words and spelling; "
@@ -88,3 +90,8 @@ def extract_command(preset: str, variant: str = "base", conversations: str | Non
 def markdown_safe(text: str) -> str:
     """`text` with every sign that Markdown could act on escaped, so that it is shown as it is."""
     return "".join("\\" + c if c in "\\`*_{}[]()#+-.!$:<>~|&@" else c for c in " ".join(text.split()))
+
+
+def neuronpedia_url(neuronpedia_id: str, feature: int) -> str:
+    """The public page of a feature; `neuronpedia_id` is `model/dictionary`."""
+    return f"https://www.neuronpedia.org/{quote(neuronpedia_id, safe='/')}/{feature}"

@@ -19,12 +19,13 @@ from core import paths
 from core.analysis.ranking import Ranking, RankingSettings
 from core.errors import CacheError, MicroscopeError
 from core.experiment import load_experiment, preset_names
-from core.specs import POSITIONS, ContrastSpec, Experiment, Side
-from core.store.reader import Cache
-from core.view import compare
+from core.specs import POSITIONS, ContrastSpec, Experiment
+from core.store.reader import Cache, Context
+from core.view import compare, inventory
 from core.view.charts import PICK
 from core.view.compare import Depth, Sides
 from core.view.guide import POSITION_NAMES, WORDS, extract_command, markdown_safe
+from core.view.inventory import CachedFile
 from core.view.labels import Labels, read_labels, with_names
 
 T = TypeVar("T")
@@ -32,6 +33,8 @@ FileKey = tuple[str, int, int]
 
 DEFAULT_PRESET = "demo"
 
+#: Shuffles of the permutation control: enough for a mean and a range.
+PERMUTATIONS = 20
 #: What the first chart waits for: everything but the permutation control, which takes longest.
 QUICK = RankingSettings(n_permutations=0)
 
@@ -132,19 +135,26 @@ def selected(chosen: View, d_sae: int, ends: dict[str, int]) -> int | None:
     return feature
 
 
+def remember_feature(chosen: View, feature: int | None) -> None:
+    """In a callback: make `feature` the selected one; the next run writes it to the URL."""
+    st.session_state["feature at"] = (chosen.experiment.name, chosen.layer)
+    st.session_state["kept feature"] = feature
+
+
 def select(chosen: View, feature: int | None) -> None:
     """Make `feature` the selected one, here and in the URL."""
-    _remember_feature(chosen, feature)
+    remember_feature(chosen, feature)
     keep("feature", feature, None)
 
 
+def note_slot() -> None:
+    """Reserve the place, above the page's title, where notes about the link appear."""
+    st.session_state["note slot"] = st.container()
+
+
 def _note(sentence: str) -> None:
-    st.session_state.setdefault("notes", []).append(sentence)
-
-
-def show_notes() -> None:
-    """Say once what a link asked for that could not be done."""
-    for sentence in st.session_state.pop("notes", []):
+    """Say what the link asked for that could not be done."""
+    with st.session_state["note slot"]:
         st.info(markdown_safe(sentence), icon=":material/link_off:")
 
 
@@ -198,8 +208,24 @@ def sidebar() -> None:
     st.session_state["view"] = View(experiment, contrast, layer, position)
 
 
+def navigation() -> Any:
+    """The pages, in the sidebar; returns the one to run."""
+    return st.navigation([
+        st.Page("pages/overview.py", title="Overview", default=True),
+        st.Page("pages/rankings.py", title="Rankings"),
+        st.Page("pages/feature.py", title="Feature"),
+    ])
+
+
 def view() -> View:
-    """What the sidebar chose."""
+    """What the sidebar chose.
+
+    On a fresh server a link straight to a page makes Streamlit run that page's file alone, because a folder `pages`
+    exists; only once `st.navigation` was called does it run the app's script. So call it here and begin again.
+    """
+    if "view" not in st.session_state:
+        navigation()
+        st.rerun()
     return st.session_state["view"]
 
 
@@ -262,7 +288,7 @@ def picked(chart: Any, key: str, chosen: View, **more: Any) -> None:
     def on_select() -> None:
         points = st.session_state[key]["selection"].get(PICK) or []
         if points and points[0].get("feature") is not None:
-            _remember_feature(chosen, int(points[0]["feature"]))
+            remember_feature(chosen, int(points[0]["feature"]))
 
     st.altair_chart(chart, key=key, on_select=on_select, selection_mode=PICK, width="stretch", **more)
 
@@ -274,14 +300,9 @@ def picked_row(table: pl.DataFrame, key: str, chosen: View, **more: Any) -> None
     def on_select() -> None:
         rows = st.session_state[key]["selection"]["rows"]
         if rows and rows[0] < len(features):
-            _remember_feature(chosen, int(features[rows[0]]))
+            remember_feature(chosen, int(features[rows[0]]))
 
     st.dataframe(table, key=key, on_select=on_select, selection_mode="single-row", hide_index=True, **more)
-
-
-def _remember_feature(chosen: View, feature: int | None) -> None:
-    st.session_state["feature at"] = (chosen.experiment.name, chosen.layer)
-    st.session_state["kept feature"] = feature
 
 
 def need_features(chosen: View, sides: Sides) -> None:
@@ -354,56 +375,30 @@ def named(table: pl.DataFrame, chosen: View, sides: Sides, labels: Labels) -> pl
     return with_names(table, load_feature_info(chosen, sides), labels.of_sae(info.sae_release, info.sae_id))
 
 
-# --------------------------------------------------------------------------------------------- what is cached
-
-
-@dataclass(frozen=True)
-class CachedFile:
-    """One cache file the experiment's contrasts need, and how it stands."""
-
-    variant: str
-    conversations: str
-    status: str
-    """`ready`, `not made yet`, or the sentence that says what is wrong."""
-    n: int | None
-    conditions: str
-    layers: str
-    created: str
-    command: str
-
-
-def cached_files(experiment: Experiment) -> list[CachedFile]:
-    """Every file the contrasts need, in their order."""
-    sides = dict.fromkeys((s.variant, s.conversations) for c in experiment.contrasts for s in (c.target, c.reference))
-    return [_cached_file(experiment, variant, conversations) for variant, conversations in sides]
-
-
-def _cached_file(experiment: Experiment, variant: str, conversations: str) -> CachedFile:
-    command = extract_command(experiment.name, variant, conversations)
-    path = compare.side_file(experiment, Side(variant, conversations))
-    absent = CachedFile(variant, conversations, "not made yet", None, "", "", "", command)
-    if not path.is_file():
-        return absent
+def load_values(chosen: View, sides: Sides, feature: int) -> pl.DataFrame:
+    """Activation of one feature on every response of both sides."""
     try:
-        cache = open_cache(path)
-        counts = cache.conversations["condition"].value_counts(sort=True)
-    except CacheError as error:
-        return replace(absent, status=str(error))
-    conditions = ", ".join(f"{n:,} {condition or 'without a label'}" for condition, n in counts.iter_rows())
-    return CachedFile(variant, conversations, "ready", cache.conversations.height, conditions,
-                      ", ".join(map(str, cache.layers)), cache.created[:16].replace("T", " "), command)
+        return compare.feature_values(sides, chosen.layer, chosen.position, feature)
+    except MicroscopeError as error:
+        stop_with(error)
 
 
-def health(chosen: View) -> pl.DataFrame | None:
-    """Health of every layer of the target's cache, or None when it cannot be opened."""
+def load_contexts(chosen: View, sides: Sides, feature: int) -> tuple[list[Context], list[Context]]:
+    """Strongest contexts of one feature on the target's side and on the reference's."""
     try:
-        cache = open_cache(compare.side_file(chosen.experiment, chosen.contrast.target))
-        infos = [cache.info(layer) for layer in cache.layers]
+        return compare.contexts(sides, chosen.layer, feature)
+    except MicroscopeError as error:
+        stop_with(error)
+
+
+def load_inventory(chosen: View) -> list[CachedFile]:
+    """Every cache file the experiment needs, and how it stands."""
+    return inventory.cached_files(chosen.experiment, open_cache)
+
+
+def load_health(chosen: View) -> pl.DataFrame | None:
+    """Health of the target's cache, a row a layer; None when it cannot be opened."""
+    try:
+        return inventory.health(open_cache(compare.side_file(chosen.experiment, chosen.contrast.target)))
     except CacheError:
         return None
-    names = ("fvu", "l0", "dead_share", "masked_share", "n_tokens", "mean_resid_norm")
-    return pl.DataFrame([
-        {"layer": i.layer, "features": i.d_sae or None, **{n: i.health.get(n) for n in names},
-         "sae": f"{i.sae_release} {i.sae_id}".strip() or "none"}
-        for i in infos
-    ], infer_schema_length=None)

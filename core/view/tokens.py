@@ -7,8 +7,12 @@ page's own colour, so the same markup reads on light and dark.
 from __future__ import annotations
 
 import html
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
+
+#: The pages' two hues as red, green, blue: what is promoted or raised, what is suppressed.
+RAISED_RGB, SUPPRESSED_RGB = "217, 119, 43", "63, 130, 196"
 
 _HUE = "224, 122, 24"  # amber, as red, green, blue
 _STRONGEST = 0.72  # opacity of the shade at the top of the scale; the text above it stays readable
@@ -51,7 +55,7 @@ def shade(
     spans = []
     for i, (token, act) in enumerate(zip(tokens, acts, strict=True)):
         act = float(act)
-        share = min(max(act / scale, 0.0), 1.0) if scale > 0 and act == act else 0.0
+        share = min(max(act / scale, 0.0), 1.0) if scale > 0 and math.isfinite(act) else 0.0
         style = []
         if share > 0:
             style.append(f"background:rgba({_HUE},{share * _STRONGEST:.3f})")

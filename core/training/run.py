@@ -1,0 +1,148 @@
+"""`train-sae` from end to end: residuals, one SAE a layer, health on held-out text, a card beside the weights."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core.conversations import load_conversations, tokenize
+from core.errors import SpanError
+from core.model.loading import LoadedModel
+from core.model.saes import load_sae
+from core.paths import write_json, write_whole
+from core.specs import Experiment, SaeSpec
+from core.training.sae import SaeHealth, SaeTraining, measure, train
+from core.training.stream import Stream, StreamSpec, collect, is_heldout, prompt_key
+
+#: Held-out conversations on which the cross-entropy is measured.
+CE_CONVERSATIONS = 60
+
+
+@dataclass(frozen=True)
+class TrainSae:
+    """One call of `train-sae`."""
+
+    corpus: tuple[str, ...]
+    first: tuple[str, ...]
+    layers: tuple[int, ...]
+    out: Path
+    """Folder of the SAEs, one folder a layer, with their card."""
+    work: Path
+    """Folder of the residuals; may be removed afterwards."""
+    max_tokens: int
+    d_sae: int
+    k: int
+    epochs: float
+
+    def command(self, preset: str) -> str:
+        """The command line that makes the same SAEs."""
+        parts = ["python", "-m", "core", "train-sae", preset, "--layers", ",".join(map(str, self.layers))]
+        for name, files in (("--first", self.first), ("--corpus", self.corpus)):
+            for file in files:
+                parts += [name, file]
+        parts += ["--max-tokens", str(self.max_tokens), "--d-sae", str(self.d_sae)]
+        parts += ["--k", str(self.k), "--epochs", str(self.epochs)]
+        return shlex.join(parts)
+
+
+def run(
+    experiment: Experiment, loaded: LoadedModel, request: TrainSae, say: Callable[[str], None]
+) -> list[SaeHealth]:
+    """Train what is not there yet, then measure every layer; returns its health. Interrupted runs go on."""
+    layers, out = request.layers, request.out
+    settings = SaeTraining(d_sae=request.d_sae, k=request.k, epochs=request.epochs)
+    spec = StreamSpec(request.corpus, request.first, layers, request.max_tokens)
+    say(f"Reading up to {request.max_tokens:,} tokens of {len(request.corpus) + len(request.first)} files ...")
+    stream = collect(loaded, spec, request.work)
+    for layer in layers:
+        if (out / f"layer_{layer}" / "sae_weights.safetensors").is_file():
+            say(f"Layer {layer} is there already.")
+            continue
+        say(f"Training layer {layer} on {stream.n_tokens['train']:,} tokens ...")
+        train(stream, layer, experiment.model.id, settings, out, str(loaded.device))
+    names = (experiment.model.id, *experiment.model.sae_names)
+    saes = [
+        load_sae(
+            SaeSpec(layer, "local", str((out / f"layer_{layer}").resolve())),
+            d_model=loaded.d_model, model_names=names, device=loaded.device,
+        )
+        for layer in layers
+    ]  # fmt: skip
+    say("Measuring health on held-out text ...")
+    health = measure(loaded, saes, stream, heldout_conversations(loaded, spec))
+    write_json(out / "health.json", [asdict(h) for h in health])
+    write_whole(out / "README.md", card(experiment, request, settings, stream, health))
+    return health
+
+
+def heldout_conversations(loaded: LoadedModel, spec: StreamSpec) -> list:
+    """Tokenized conversations whose prompts the training split has not seen, spread over the files."""
+    found = []
+    files = (*spec.first, *spec.files)
+    for file in files:
+        rows = load_conversations(file, skip_bad=True).conversations
+        held = [c for c in rows if is_heldout(prompt_key(c), spec.heldout_share, spec.seed)]
+        for conversation in held[: -(-CE_CONVERSATIONS // len(files)) * 2]:
+            try:
+                item = tokenize(loaded.tokenizer, conversation)
+            except SpanError:
+                continue
+            if len(item) <= spec.max_length:
+                found.append(item)
+    step = max(1, len(found) // CE_CONVERSATIONS)
+    return found[::step][:CE_CONVERSATIONS]
+
+
+def card(
+    experiment: Experiment, request: TrainSae, settings: SaeTraining, stream: Stream, health: list[SaeHealth]
+) -> str:
+    """What these SAEs are, the command that made them, from what, and how good they are."""
+    rows = "\n".join(
+        f"| {h.layer} | {h.fvu:.3f} | {h.l0:.1f} | {h.dead_share:.1%} | {h.ce:.3f} | {h.ce_spliced:.3f} | "
+        f"{h.ce_zero:.3f} | {h.ce_recovered:.3f} |"
+        for h in health
+    )
+    texts = "\n".join(f"- `{name}`: {n:,} tokens" for name, n in sorted(stream.sources.items(), key=lambda x: -x[1]))
+    first = health[0]
+    return f"""# SAEs for {experiment.model.id}
+
+BatchTopK sparse autoencoders (Bussmann et al. 2024, arXiv 2412.06410) of resid_post at layers
+{", ".join(map(str, request.layers))}, {settings.d_sae:,} features each, trained with sae-lens' own trainer and saved as it saves
+them (a JumpReLU SAE); weights rounded to float16, and every figure below is of the rounded weights.
+
+## Made by
+
+```
+{request.command(experiment.name)}
+```
+
+Batches of {settings.batch:,} tokens, {settings.epochs:g} passes over {stream.n_tokens["train"]:,} tokens, learning rate
+{settings.lr:g} (linear decay over the last {settings.decay_share:.0%}), seed {settings.seed}. Read: response tokens,
+user turns (once for each distinct prompt) and the last prompt token; not read: template tokens and attention sinks.
+
+## Health on held-out text
+
+{first.n_tokens:,} tokens of prompts that the training split has not seen; cross-entropy over {first.n_ce_tokens:,}
+response tokens, in nats per token, with the reconstruction (or zeros) in place of resid_post at user and response tokens.
+
+| layer | FVU | L0 | dead | CE | CE spliced | CE zeroed | CE recovered |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+FVU: fraction of variance unexplained. L0: mean active features per token. Dead: share of features silent on
+{first.n_dead_tokens:,} training tokens. CE recovered: (zeroed - spliced) / (zeroed - CE).
+
+## Text
+
+{texts}
+
+Licences: the weights of the model are Apache-2.0; the texts are MIT-licensed public data and this project's own
+conversations. The SAEs are MIT.
+
+## Limits
+
+Trained on chat text in English, much of it answers to the same few questions, and on this project's health advice
+itself: features are tuned to what is compared here. They say nothing about template tokens.
+"""
