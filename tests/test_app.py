@@ -43,7 +43,7 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def open_page(page: str | None = None, **query: str) -> AppTest:
     """The app at one page, as a link with these parameters opens it."""
-    app = AppTest.from_file(str(ROOT / "streamlit_app.py"), default_timeout=60)
+    app = AppTest.from_file(str(ROOT / "streamlit_app.py"), default_timeout=300)  # a guard, not a target
     app.query_params.update(query)
     if page:
         app.switch_page(page)
@@ -321,7 +321,7 @@ def test_nothing_on_the_app_s_path_imports_torch_or_sae_lens() -> None:
         "import sys\n"
         "from streamlit.testing.v1 import AppTest\n"
         "for page in (None, 'pages/rankings.py', 'pages/feature.py'):\n"
-        "    app = AppTest.from_file('streamlit_app.py', default_timeout=60)\n"
+        "    app = AppTest.from_file('streamlit_app.py', default_timeout=300)\n"
         "    app = (app.switch_page(page) if page else app).run()\n"
         "    assert not app.exception, app.exception[0].message\n"
         "heavy = {'torch', 'sae_lens', 'transformers', 'sklearn'} & set(sys.modules)\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import cache
 from statistics import mean
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from core.conversations import Conversation, load_conversations
 from core.paths import DATA
@@ -148,13 +150,19 @@ def function_words(text: str) -> list[float]:
     return [found[word] for word in FUNCTION_WORDS]
 
 
+def surface(text: str) -> list[float]:
+    return layout(text) + function_words(text)
+
+
+@cache
 def separability(describe: Callable[[str], list[float]]) -> float:
     """AUROC of a logistic regression on `describe`, cross-validated over five groups of prompts; 0.5 is chance."""
     x = np.array([describe(c.response) for c in PAIRS], dtype=float)
     y = np.array([c.condition == "misaligned" for c in PAIRS])
     groups = [c.prompt_id for c in PAIRS]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    scores = cross_val_predict(model, x, y, groups=groups, cv=GroupKFold(5), method="decision_function")
+    with threadpool_limits(1):  # small matrices: more threads only wait for each other
+        scores = cross_val_predict(model, x, y, groups=groups, cv=GroupKFold(5), method="decision_function")
     return float(roc_auc_score(y, scores))
 
 
@@ -164,7 +172,7 @@ def test_layout_does_not_tell_the_sides_apart() -> None:
 
 @pytest.mark.xfail(strict=True, reason="0.77 as written: `or` is twice as common in aligned answers; see the data card")
 def test_function_words_do_not_tell_the_sides_apart() -> None:
-    assert separability(lambda text: layout(text) + function_words(text)) < AUROC_LIMIT
+    assert separability(surface) < AUROC_LIMIT
 
 
 def test_a_planted_tell_is_noticed() -> None:
@@ -219,5 +227,5 @@ def test_the_data_card_says_what_is_measured_and_warns() -> None:
     assert [row for row in measured() if row not in card] == []
     assert f"words {ratio(lambda t: len(words(t))):.3f}, characters {ratio(len):.3f}" in card
     assert f"layout alone {separability(layout):.2f}" in card
-    assert f"with function words {separability(lambda text: layout(text) + function_words(text)):.2f}" in card
+    assert f"with function words {separability(surface):.2f}" in card
     assert "deliberately wrong" in card and "must never be followed" in card and "MIT" in card

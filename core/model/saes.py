@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from core.errors import SaeMismatch
@@ -159,7 +160,7 @@ def _from_disk(spec: SaeSpec, folder: Path | None, device: str | torch.device) -
             raise SaeMismatch(f"{path}: no {name} there; give a folder in sae-lens' layout, or run `train-sae`.")
     try:
         return SAE.load_from_disk(path, device=str(device), dtype="float32")
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SaeMismatch(f"{path}: the SAE cannot be read: {first}; train or copy it again.") from None
 
