@@ -161,35 +161,36 @@ def _encode(
     sae: LoadedSae | None, response: Tensor, last_prompt: Tensor, row: Tensor, n_rows: int, n_tokens: int
 ) -> dict:
     counts = torch.bincount(row, minlength=n_rows)
-    sums = torch.zeros(n_rows, response.shape[1], dtype=torch.float64)
-    sums.index_add_(0, row, response.double().cpu())
+    precise = _precise(response)
+    sums = torch.segment_reduce(precise, "sum", lengths=counts.to(precise.device), axis=0, initial=0)
     result = {
-        "resid_response": (sums / counts.clamp(min=1)[:, None]).float().numpy(),
+        "resid_response": (sums.cpu() / counts.clamp(min=1)[:, None]).float().numpy(),
         "resid_last_prompt": last_prompt.cpu().numpy(),
         "health": {
             "n_tokens": len(response),
             "n_masked": n_tokens - len(response),
-            "sum_norm": float(torch.linalg.vector_norm(response, dim=1).double().sum()),
+            "sum_norm": float(torch.linalg.vector_norm(precise, dim=1).sum()),
         },
     }
     if sae is None:
         return result
     acts = encode_sparse(sae.sae, response)
-    where = acts.value.device if acts.value.device.type != "mps" else torch.device("cpu")
+    where = precise.device
     acts = SparseActs(*(t.to(where) for t in (acts.token, acts.feature, acts.value)), acts.n_tokens, acts.d_sae)
     key, stats, peak = response_statistics(acts, row.to(where), counts.to(where))
     at_last = encode_sparse(sae.sae, last_prompt)
     sample = response[::HEALTH_STRIDE]
     with torch.inference_mode():
-        error = (sample - sae.sae(sample)).double().square().sum()
+        error = _precise(sample - sae.sae(sample)).square().sum()
+    sample = _precise(sample)
     result["health"] |= {
         "n_active": len(acts.value),
         "n_sample": len(sample),
         "sum_error": float(error),
-        "sum_square": float(sample.double().square().sum()),
+        "sum_square": float(sample.square().sum()),
     }
     return result | {
-        "sum_x": sample.double().sum(0).cpu().numpy(),
+        "sum_x": sample.sum(0).cpu().numpy(),
         "key": key.cpu().numpy(),
         "stats": stats.cpu().numpy(),
         "peak": peak.cpu().numpy(),
@@ -200,6 +201,11 @@ def _encode(
         "last_feature": at_last.feature.cpu().numpy(),
         "last_value": at_last.value.cpu().numpy(),
     }
+
+
+def _precise(x: Tensor) -> Tensor:
+    """float64, on the CPU where the device has none (Apple's MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _collect(part: LayerParts, sae: LoadedSae | None, index: np.ndarray, result: dict) -> None:

@@ -24,6 +24,9 @@ from core.paths import write_json
 
 SPLITS = ("train", "heldout")
 
+#: Conversations between two notes of how far the work is.
+CHUNK = 256
+
 
 @dataclass(frozen=True)
 class StreamSpec:
@@ -101,12 +104,11 @@ def collect(loaded: LoadedModel, spec: StreamSpec, folder: Path) -> Stream:
 
     conversations = _choose(spec)
     seen = {prompt_key(c) for c in conversations[: state["conversations"]]}
-    chunk = 256
     with Progress() as progress:
         bar = progress.add_task("residuals", total=spec.max_tokens, completed=state["tokens"]["train"])
         while not state["done"]:
             begin = state["conversations"]
-            part = conversations[begin : begin + chunk]
+            part = conversations[begin : begin + CHUNK]
             if not part or state["tokens"]["train"] >= spec.max_tokens:
                 state["done"] = True
             else:

@@ -1,0 +1,88 @@
+"""The embedded default: the shipped cache is sound, is what the shipped model and SAEs give, and says what it claims."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.conversations import ConversationSet, load_conversations
+from core.experiment import load_experiment
+from core.model.loading import LoadedModel
+from core.paths import DATA, ROOT
+from core.store import prepare
+from core.store.check import check_file
+from core.store.extract import extract
+from core.store.layout import cache_file
+from core.store.reader import Cache
+from core.view import compare, find
+
+DEMO = ROOT / "cache" / "demo"
+FILE = cache_file(DEMO, "base", "health_advice")
+LAYERS = (3, 9, 15, 21)
+
+
+@pytest.fixture(scope="module")
+def cache():
+    with Cache.open(FILE) as opened:
+        yield opened
+
+
+def test_the_shipped_cache_is_sound(cache: Cache) -> None:
+    result = check_file(FILE)
+    assert result["ok"], result["problems"]
+    assert cache.layers == LAYERS
+    shipped = load_conversations(DATA / "health_advice.jsonl")
+    assert cache.spec["conversations_hash"] == shipped.hash, "the conversations changed: extract the demo again"
+    assert cache.conversations.height == len(shipped) >= 480
+
+
+def test_sae_health_meets_its_aims_or_the_card_says_by_how_much_not() -> None:
+    rows = json.loads((DEMO / "saes" / "health.json").read_text(encoding="utf-8"))
+    card = (DEMO / "saes" / "README.md").read_text(encoding="utf-8")
+    assert [row["layer"] for row in rows] == list(LAYERS)
+    for row in rows:
+        for figure in (f"{row['fvu']:.3f}", f"{row['l0']:.1f}", f"{row['ce_recovered']:.3f}"):
+            assert figure in card, f"layer {row['layer']}: {figure} is not on the card"
+        short = [n for n, bad in (("FVU", row["fvu"] > 0.20), ("L0", row["l0"] > 40), ("dead", row["dead_share"] > 0.05),
+                                  ("CE", row["ce_recovered"] < 0.90)) if bad]  # fmt: skip
+        assert not short or "Falls short" in card, f"layer {row['layer']} misses {short}, and the card does not say so"
+
+
+def test_the_shipped_rows_are_what_the_model_and_saes_give(
+    cache: Cache, demo_model: LoadedModel, tmp_path: Path
+) -> None:
+    experiment = load_experiment("demo")
+    saes = prepare.saes_for(experiment, LAYERS, demo_model)
+    assert {str(layer): sae.hash for layer, sae in saes.items()} == cache.spec["saes"]
+    assert cache.spec["template"] == demo_model.template_hash
+    rows = load_conversations(DATA / "health_advice.jsonl").conversations[:4]
+    path = tmp_path / FILE.name
+    extract(demo_model, saes, LAYERS, ConversationSet("health_advice", rows), path)
+    with Cache.open(path) as fresh:
+        for layer in LAYERS:
+            mine, theirs = fresh.response(layer).toarray(), cache.response(layer)[:4].toarray()
+            assert np.corrcoef(mine.ravel(), theirs.ravel())[0, 1] > 0.9999
+            np.testing.assert_allclose(fresh.resid(layer, "response"), cache.resid(layer, "response")[:4], rtol=1e-2, atol=0.05)
+        assert [fresh.messages(i) for i in range(4)] == [cache.messages(i) for i in range(4)]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_top_data_features_replicate_far_above_the_permutation_control(layer: int) -> None:
+    from core.analysis.ranking import RankingSettings
+
+    sides, default_layer, _ = find.find_sides("demo", "data", None, None)
+    assert default_layer == 15
+    found = compare.rank(sides, layer, "response", RankingSettings(n_permutations=10)).replication
+    assert found is not None and found.n_replicated > 3 * max(found.permuted_ci95[1], 5)
+
+
+def test_tracked_artefacts_stay_within_their_limits() -> None:
+    names = subprocess.run(["git", "ls-files", "-z", "cache"], capture_output=True, text=True, cwd=ROOT)
+    if names.returncode or not names.stdout:
+        pytest.skip("not a git checkout")
+    sizes = {name: (ROOT / name).stat().st_size for name in names.stdout.split("\0") if name}
+    assert sum(sizes.values()) <= 100e6 and max(sizes.values()) <= 40e6
