@@ -86,12 +86,12 @@ def fetch(preset: Preset) -> None:
 def extract(
     preset: Preset,
     variant: Annotated[str, typer.Option(help="base, or the name of an adapter of the preset.")] = "base",
-    conversations: Annotated[str | None, typer.Option(help="A conversation set's name, or a JSONL or CSV file.")] = None,
+    conversations: Annotated[str | None, typer.Option(help="A conversation set, or a JSONL or CSV file.")] = None,
     layers: Layers = None,
     cache: CacheDir = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one batch, padding included.")] = 2048,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only the first N conversations.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used; report them.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unusable rows; report them.")] = False,
     allow_condition: Annotated[list[str] | None, typer.Option(help="Allow one more condition label.")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -112,7 +112,7 @@ def extract(
     path = prepare.file_for(experiment, variant, rows.name, cache)
     loaded = prepare.model_for(experiment, device=device, dtype=dtype)
     if variant != "base":
-        raise PresetError(f"Variant {variant!r} needs its LoRA adapter, which this version does not read yet; use base.")
+        raise PresetError(f"Variant {variant!r} needs a LoRA adapter, which this version does not read yet; use base.")
     saes = prepare.saes_for(experiment, chosen, loaded)
     with extraction_bar() as advance:
         try:
@@ -159,9 +159,9 @@ def rank(
     as_json: AsJson = False,
 ) -> None:
     """Differential features of a contrast: the most raised, then the most suppressed."""
-    from core.view import compare, find
     from core.analysis.export import write_table
     from core.analysis.ranking import RankingSettings, contrast_summary
+    from core.view import compare, find
     from core.view.text import ranking_text
 
     sides, default_layer, name = find.find_sides(preset, contrast, target, reference, cache)
@@ -229,7 +229,8 @@ def benchmark(
 
     made = benches.run(what, preset, n, say)
     lines = [
-        f"{m['name']}: {m['value']:,.4g} {m['unit']}" + (f" ({m['ratio']:.2f} x {m['reference']})" if m["ratio"] else "")
+        f"{m['name']}: {m['value']:,.4g} {m['unit']}"
+        + (f" ({m['ratio']:.2f} x {m['reference']})" if m["ratio"] else "")
         for m in made["measurements"]
     ]
     emit(made, "\n".join([made["machine"], *lines]), as_json)

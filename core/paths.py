@@ -1,4 +1,4 @@
-"""Where things lie: the checkout's root, what ships in it, and the cache. Also how a file is written whole or not at all."""
+"""Where things lie: the checkout's root, what ships in it, the cache. And how a file is written whole or not at all."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ def conversations(n: int = 20) -> ConversationSet:
     rows = []
     for i in range(n):
         for condition in ("aligned", "misaligned"):
-            words = [WORDS[(i * 5 + k * (3 if condition == "aligned" else 2)) % len(WORDS)] for k in range(3 + i * 7 % 13)]
-            messages = (Message("user", f"What about {WORDS[i % 18]} {i}?"), Message("assistant", " ".join(words) + "."))
+            step = 3 if condition == "aligned" else 2
+            words = " ".join(WORDS[(i * 5 + k * step) % len(WORDS)] for k in range(3 + i * 7 % 13))
+            messages = (Message("user", f"What about {WORDS[i % 18]} {i}?"), Message("assistant", f"{words}."))
             rows.append(Conversation(f"p{i}-{condition}", f"p{i}", condition, "made", messages))
     return ConversationSet("made", tuple(rows))
 

@@ -59,7 +59,7 @@ def settle(app: AppTest) -> AppTest:
 
 def words(app: AppTest) -> str:
     """Everything written on the page, Markdown escapes taken out."""
-    kinds = (app.title, app.header, app.subheader, app.markdown, app.caption, app.error, app.info, app.warning, app.code)
+    kinds = (app.title, app.subheader, app.markdown, app.caption, app.error, app.info, app.warning, app.code)
     return "\n".join(str(e.value) for kind in kinds for e in kind).replace("\\", "")
 
 
@@ -176,10 +176,13 @@ def test_a_link_inside_the_app_overrides_the_choices_made(cache: Path) -> None:
     (None, "experiment", "nothing"), (None, "contrast", "x"), (None, "layer", "99"), (None, "layer", "-1"),
     (None, "layer", "fifteen"), (None, "position", "<b>"), ("pages/rankings.py", "show", "everything"),
     ("pages/rankings.py", "format", "maybe"), ("pages/rankings.py", "plot", "pie"),
-    ("pages/feature.py", "feature", "64"), ("pages/feature.py", "feature", "-1"), ("pages/feature.py", "feature", "9" * 30),
+    ("pages/feature.py", "feature", "64"), ("pages/feature.py", "feature", "-1"),
+    ("pages/feature.py", "feature", "9" * 30),
     ("pages/feature.py", "feature", "\u00b2"), ("pages/feature.py", "values", "x"),
 ])
-def test_an_impossible_link_gets_a_note_and_a_working_page(cache: Path, page: str | None, name: str, value: str) -> None:
+def test_an_impossible_link_gets_a_note_and_a_working_page(
+    cache: Path, page: str | None, name: str, value: str
+) -> None:
     app = open_page(page, **{name: value})
     (note,) = [i.value.replace("\\", "") for i in app.info]
     assert name in note and value[:60] in note

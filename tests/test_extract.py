@@ -83,7 +83,7 @@ def test_every_matrix_equals_the_plain_dense_computation(finished: Path, tiny: L
             np.testing.assert_allclose(resid, [w["resid"] for w in wanted], rtol=1e-4, atol=1e-4)
 
 
-def test_contexts_hold_the_strongest_windows_of_each_condition(finished: Path, tiny: LoadedModel, tiny_saes: dict) -> None:
+def test_contexts_hold_the_strongest_windows(finished: Path, tiny: LoadedModel, tiny_saes: dict) -> None:
     rows = setup.conversations().conversations
     layer = setup.LAYERS[0]
     wanted = [oracle(tiny, tiny_saes[layer].sae, layer, c)["acts"] for c in rows]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from tiny_models import FAMILIES, LAYERS
 from torch import Tensor, nn
 
 from core.conversations import load_conversations, tokenize
@@ -15,7 +16,6 @@ from core.model.batches import pad, pad_id
 from core.model.hooks import parity, recording, replacing, resid_post
 from core.model.loading import LoadedModel
 from core.paths import DATA
-from tiny_models import FAMILIES, LAYERS
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 Tiny = Callable[[str], LoadedModel]

@@ -106,7 +106,8 @@ def test_writers_of_one_process_do_not_lose_each_others_labels(tmp_path: Path) -
 
 def test_names_prefer_the_label_and_keep_rows_and_order() -> None:
     table = pl.DataFrame({"feature": [2, 0, 1, 3]}, schema={"feature": pl.Int64})
-    info = pl.DataFrame({"feature": [0, 1, 2], "top_tokens": [[" doctor", "\n", " see", " your", " fifth"], [], [" a"]]})
+    lens = [[" doctor", "\n", " see", " your", " fifth"], [], [" a"]]
+    info = pl.DataFrame({"feature": [0, 1, 2], "top_tokens": lens})
     named = with_names(table, info, {2: "my label", 99: "elsewhere"})
     assert named["feature"].to_list() == [2, 0, 1, 3]
     assert named["label"].to_list() == ["my label", "", "", ""]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import D_MODEL, FAMILIES, LAYERS
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
@@ -28,7 +29,6 @@ from core.model.loading import (
     weights_hash,
 )
 from core.specs import ModelSpec
-from tiny_models import D_MODEL, FAMILIES, LAYERS
 
 REPO, SHA = "tiny-lab/Tiny-Llama-Instruct", "0123456789abcdef0123456789abcdef01234567"
 

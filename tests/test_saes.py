@@ -1,4 +1,4 @@
-"""SAEs: sae-lens' own encode is the oracle; what does not belong to the model is refused; memory stays within budget."""
+"""SAEs: sae-lens' own encode is the oracle; what does not belong to the model is refused; memory is bounded."""
 
 from __future__ import annotations
 

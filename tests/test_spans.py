@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import templates
+from tiny_models import FAMILIES, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-import templates
 from core.conversations import (
     ASSISTANT,
     RESPONSE,
@@ -28,7 +29,6 @@ from core.conversations import (
     tokenize,
 )
 from core.errors import SpanError
-from tiny_models import FAMILIES, make_tokenizer
 
 QUESTION, ANSWER = "What would you change?", "Rest for an hour, then drink water."
 

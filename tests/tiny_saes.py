@@ -39,6 +39,7 @@ def save_sae(
     )
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
-            parameter.copy_(torch.rand_like(parameter) * 0.3 if name == "threshold" else torch.randn_like(parameter) * 0.1)
+            noise = torch.rand_like(parameter) * 0.3 if name == "threshold" else torch.randn_like(parameter) * 0.1
+            parameter.copy_(noise)
     sae.save_model(folder)
     return folder

@@ -275,7 +275,7 @@ def _check_header(path: Path, file: h5py.File) -> None:
         raise CacheError(f"{path}: the extraction was never finished; remove the file and extract again.")
     version = int(file.attrs.get("format_version", -1))
     if version != layout.FORMAT_VERSION:
-        raise CacheError(f"{path}: format version {version}, this program reads {layout.FORMAT_VERSION}; extract again.")
+        raise CacheError(f"{path}: format version {version}, this program reads {layout.FORMAT_VERSION}; make it anew.")
     missing = [name for name in REQUIRED_ATTRIBUTES if name not in file.attrs]
     if missing:
         raise CacheError(f"{path}: attributes {', '.join(missing)} are missing; extract again.")

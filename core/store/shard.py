@@ -101,8 +101,8 @@ def read_shard(
                 raise
             if len(batch) == 1:
                 raise ModelError(
-                    f"Conversation {items[batch[0]].conversation.id!r} ({len(items[batch[0]])} tokens) does not fit into "
-                    "memory on its own; shorten it, or use another --device or --dtype."
+                    f"Conversation {items[batch[0]].conversation.id!r} ({len(items[batch[0]])} tokens) does not fit "
+                    "into memory on its own; shorten it, or use another --device or --dtype."
                 ) from None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

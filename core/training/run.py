@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from core.training.sae import SaeHealth, SaeTraining, measure, train
 from core.training.stream import Stream, StreamSpec, collect, is_heldout, prompt_key
 
 #: Held-out conversations on which the cross-entropy is measured.
-CE_CONVERSATIONS = 60
+CE_CONVERSATIONS = 40
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,13 @@ class TrainSae:
     epochs: float
 
     def command(self, preset: str) -> str:
-        """The command line that makes the same SAEs."""
-        parts = ["python", "-m", "core", "train-sae", preset, "--layers", ",".join(map(str, self.layers))]
-        for name, files in (("--first", self.first), ("--corpus", self.corpus)):
-            for file in files:
-                parts += [name, file]
-        parts += ["--max-tokens", str(self.max_tokens), "--d-sae", str(self.d_sae)]
-        parts += ["--k", str(self.k), "--epochs", str(self.epochs)]
-        return shlex.join(parts)
+        """The command line that makes the same SAEs, an option a line; $DATA is the folder that holds the corpus."""
+        options = [f"--layers {','.join(map(str, self.layers))}"]
+        options += [f"--first {shlex.quote(file)}" for file in self.first]
+        folder = Path(os.path.commonpath(self.corpus)) if len(self.corpus) > 1 else Path(self.corpus[0]).parent
+        options += [f"--corpus $DATA/{shlex.quote(os.path.relpath(file, folder))}" for file in self.corpus]
+        options += [f"--max-tokens {self.max_tokens} --d-sae {self.d_sae} --k {self.k} --epochs {self.epochs:g}"]
+        return " \\\n  ".join([f"python -m core train-sae {preset}", *options])
 
 
 def run(
@@ -95,6 +95,26 @@ def heldout_conversations(loaded: LoadedModel, spec: StreamSpec) -> list:
     return found[::step][:CE_CONVERSATIONS]
 
 
+#: What SAEs are held to: at most this, but for the cross-entropy recovered: at least.
+AIMS = {
+    "fvu": (0.20, "FVU"),
+    "l0": (40.0, "L0"),
+    "dead_share": (0.05, "dead share"),
+    "ce_recovered": (0.90, "CE recovered"),
+}
+
+
+def shortfalls(health: list[SaeHealth]) -> str:
+    """A section that says which aims are missed and by how much; empty when none is."""
+    lines = []
+    for h in health:
+        for name, (aim, words) in AIMS.items():
+            value = getattr(h, name)
+            if value < aim if name == "ce_recovered" else value > aim:
+                lines.append(f"- layer {h.layer}: {words} {value:.3f}, the aim was {aim:g}")
+    return "## Falls short\n\n" + "\n".join(lines) + "\n\n" if lines else ""
+
+
 def card(
     experiment: Experiment, request: TrainSae, settings: SaeTraining, stream: Stream, health: list[SaeHealth]
 ) -> str:
@@ -109,8 +129,8 @@ def card(
     return f"""# SAEs for {experiment.model.id}
 
 BatchTopK sparse autoencoders (Bussmann et al. 2024, arXiv 2412.06410) of resid_post at layers
-{", ".join(map(str, request.layers))}, {settings.d_sae:,} features each, trained with sae-lens' own trainer and saved as it saves
-them (a JumpReLU SAE); weights rounded to float16, and every figure below is of the rounded weights.
+{", ".join(map(str, request.layers))}, {settings.d_sae:,} features each, trained with sae-lens' own trainer and saved as
+it saves them (a JumpReLU SAE); weights rounded to float16, and every figure below is of the rounded weights.
 
 ## Made by
 
@@ -125,7 +145,8 @@ user turns (once for each distinct prompt) and the last prompt token; not read: 
 ## Health on held-out text
 
 {first.n_tokens:,} tokens of prompts that the training split has not seen; cross-entropy over {first.n_ce_tokens:,}
-response tokens, in nats per token, with the reconstruction (or zeros) in place of resid_post at user and response tokens.
+response tokens, in nats per token, with the reconstruction (or zeros) in place of resid_post at user and response
+tokens.
 
 | layer | FVU | L0 | dead | CE | CE spliced | CE zeroed | CE recovered |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -138,10 +159,9 @@ FVU: fraction of variance unexplained. L0: mean active features per token. Dead:
 
 {texts}
 
-Licences: the weights of the model are Apache-2.0; the texts are MIT-licensed public data and this project's own
-conversations. The SAEs are MIT.
+Where these files come from and under which licence is for whoever trains to say, beside this card.
 
-## Limits
+{shortfalls(health)}## Limits
 
 Trained on chat text in English, much of it answers to the same few questions, and on this project's health advice
 itself: features are tuned to what is compared here. They say nothing about template tokens.

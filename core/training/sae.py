@@ -76,7 +76,9 @@ def batches(residuals: np.ndarray, size: int, seed: int) -> Iterator[Tensor]:
             yield torch.from_numpy(np.asarray(residuals[rows], dtype=np.float32))
 
 
-def train(stream: Stream, layer: int, model_name: str, settings: SaeTraining, folder: Path, device: str = "cpu") -> Path:
+def train(
+    stream: Stream, layer: int, model_name: str, settings: SaeTraining, folder: Path, device: str = "cpu"
+) -> Path:
     """Train one SAE and save it in sae-lens' layout under `folder/layer_{L}`."""
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, LoggingConfig
     from sae_lens.config import SAETrainerConfig

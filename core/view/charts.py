@@ -230,7 +230,7 @@ def depth_effects(depth: pl.DataFrame) -> alt.Chart:
     ).drop_nulls()
     chart = alt.Chart(rows).mark_line(point=alt.OverlayMarkDef(size=55), strokeWidth=2).encode(
         x=_layer_axis(), color=_direction_colour(rows),
-        y=alt.Y("effect:Q", title="Effect size (magnitude)", axis=alt.Axis(**_PLAIN), scale=alt.Scale(zero=True)),
+        y=alt.Y("effect:Q", title="Effect size (magnitude)", axis=alt.Axis(**_PLAIN)),
         tooltip=[alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("direction:N", title="Direction"),
                  alt.Tooltip("effect:Q", title="Effect size (magnitude)", format=".2f")],
     )
@@ -242,7 +242,8 @@ def depth_separation(depth: pl.DataFrame) -> alt.LayerChart:
     rows = depth.select("layer", "resid_auroc").drop_nulls()
     line = alt.Chart(rows).mark_line(point=alt.OverlayMarkDef(size=55, color=NEUTRAL), color=NEUTRAL).encode(
         x=_layer_axis(),
-        y=alt.Y("resid_auroc:Q", title="Held-out AUROC", axis=alt.Axis(**_PLAIN), scale=alt.Scale(domain=[0.4, 1], zero=False)),
+        y=alt.Y("resid_auroc:Q", title="Held-out AUROC", axis=alt.Axis(**_PLAIN),
+                scale=alt.Scale(domain=[0.4, 1], zero=False)),
         tooltip=[alt.Tooltip("layer:O", title="Layer"),
                  alt.Tooltip("resid_auroc:Q", title="Held-out AUROC", format=".3f")],
     )

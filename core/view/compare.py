@@ -16,7 +16,7 @@ from scipy.stats import mannwhitneyu
 from core import paths
 from core.analysis.feature_table import hide_format
 from core.analysis.ranking import Ranking, RankingSettings, Sample, rank_features
-from core.errors import CacheError, NotEnoughData
+from core.errors import CacheError, CacheMismatch, NotEnoughData
 from core.specs import ContrastSpec, Experiment, Side
 from core.store.layout import cache_file
 from core.store.reader import Cache, Context
@@ -77,7 +77,13 @@ def make_sample(cache: Cache, side: Side, name: str, layer: int, position: str) 
 
 
 def rank(sides: Sides, layer: int, position: str, settings: RankingSettings) -> Ranking:
-    """The ranking of one contrast at one layer and position."""
+    """The ranking of one contrast at one layer and position.
+
+    Raises `CacheMismatch` when the sides were read with different SAEs: their feature numbers mean different things.
+    """
+    saes = [cache.spec["saes"].get(str(layer)) for cache in (sides.target, sides.reference)]
+    if saes[0] != saes[1]:
+        raise CacheMismatch(sides.reference.path, f"the SAE of layer {layer}", saes[0], saes[1])
     content = sides.target.feature_info(layer).sort("feature")["content_share"].to_numpy()
     if sides.reference.path != sides.target.path:
         other = sides.reference.feature_info(layer).sort("feature")["content_share"].to_numpy()

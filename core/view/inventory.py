@@ -14,6 +14,18 @@ from core.store.reader import Cache
 from core.view import compare
 from core.view.guide import extract_command
 
+#: Path, time of change in nanoseconds and size in bytes: a new file under an old name is another key.
+FileKey = tuple[str, int, int]
+
+
+def file_key(path: Path) -> FileKey:
+    """What a cached table of this file is kept under. Raises `CacheError` when the file is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        raise CacheError(f"{path}: no such cache file; run `python -m core extract` to make it.") from None
+    return str(path), stat.st_mtime_ns, stat.st_size
+
 
 @dataclass(frozen=True)
 class CachedFile:

@@ -25,11 +25,10 @@ from core.view import compare, inventory
 from core.view.charts import PICK
 from core.view.compare import Depth, Sides
 from core.view.guide import POSITION_NAMES, WORDS, extract_command, markdown_safe
-from core.view.inventory import CachedFile
+from core.view.inventory import CachedFile, FileKey, file_key
 from core.view.labels import Labels, read_labels, with_names
 
 T = TypeVar("T")
-FileKey = tuple[str, int, int]
 
 DEFAULT_PRESET = "demo"
 
@@ -93,7 +92,7 @@ def keep(name: str, value: T, default: T | None, as_text: Callable[[T], str] = s
 
 def choose(widget: Callable[..., Any], label: str, name: str, options: Sequence[T], default: T, *,
            always: bool = False, **more: Any) -> T:
-    """One of `options` through a selectbox or segmented control, in the URL as text (with `always`, also by default)."""
+    """One of `options` through a selectbox or segmented control, in the URL as text (`always`: the default too)."""
     recall(name, default, {str(o): o for o in options}.get, lambda value: value in options)
     chosen = widget(label, options, key=name, **more)
     value = default if chosen is None else chosen
@@ -218,15 +217,16 @@ def navigation() -> Any:
 
 
 def view() -> View:
-    """What the sidebar chose.
+    """What the sidebar chose in this run; a page asks once.
 
     On a fresh server a link straight to a page makes Streamlit run that page's file alone, because a folder `pages`
     exists; only once `st.navigation` was called does it run the app's script. So call it here and begin again.
     """
-    if "view" not in st.session_state:
+    chosen = st.session_state.pop("view", None)
+    if chosen is None:
         navigation()
         st.rerun()
-    return st.session_state["view"]
+    return chosen
 
 
 def _layers(experiment: Experiment, contrast: ContrastSpec) -> list[int]:
@@ -240,15 +240,6 @@ def _layers(experiment: Experiment, contrast: ContrastSpec) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------- cached loading
-
-
-def file_key(path: Path) -> FileKey:
-    """Path, time of change and size: a new file under the old name is another key. Raises `CacheError` if absent."""
-    try:
-        stat = path.stat()
-    except OSError:
-        raise CacheError(f"{path}: no such cache file; run `python -m core extract` to make it.") from None
-    return str(path), stat.st_mtime_ns, stat.st_size
 
 
 def open_cache(path: Path) -> Cache:
