@@ -29,18 +29,25 @@ def step_controls(rows: pl.DataFrame, now: int) -> None:
 
 def label_form(current: str) -> None:
     """The user's own words for the feature, kept beside the cache."""
+    key = f"label {info.sae_release} {info.sae_id} {feature} {current}"
+
+    def keep() -> None:
+        words = st.session_state[key]
+        try:
+            write_label(session.label_folder(view), info.sae_release, info.sae_id, feature, words)
+        except MicroscopeError as error:
+            st.session_state["label error"] = str(error)
+        else:
+            st.session_state["label kept"] = "Label kept." if words.strip() else "Label removed."
+
     with st.form("label", border=False):
-        words = st.text_input("Label", current, max_chars=MAX_LENGTH, key=f"label {info.sae_id} {feature} {current}",
-                              placeholder="What does this feature respond to?", label_visibility="collapsed")
-        if not st.form_submit_button("Keep label", icon=":material/label:"):
-            return
-    try:
-        write_label(session.label_folder(view), info.sae_release, info.sae_id, feature, words)
-    except MicroscopeError as error:
-        st.error(markdown_safe(str(error)), icon=":material/error:")
-    else:
-        st.toast("Label kept." if words.strip() else "Label removed.")
-        st.rerun()
+        st.text_input("Label", current, max_chars=MAX_LENGTH, key=key, label_visibility="collapsed",
+                      placeholder="What does this feature respond to?")
+        st.form_submit_button("Keep label", icon=":material/label:", on_click=keep)
+    if said := st.session_state.pop("label kept", ""):
+        st.toast(said)
+    if wrong := st.session_state.pop("label error", ""):
+        st.error(markdown_safe(wrong), icon=":material/error:")
 
 
 view = session.view()

@@ -12,7 +12,7 @@ from core.store.reader import Cache
 from core.store.shard import HEALTH_SUMS, strongest
 from core.store.writer import LayerHead, Shards, assemble
 
-WORDS = ["Stop", " the", " tablets", ",", " because", " your", " doctor", " can", " see", " you", " now", ".", " \n", "é"]
+WORDS = ["Stop", " the", " tablets", ",", " because", " your", " doctor", " can", " see", " you", ".", " \n", "é"]
 TEMPLATE = len(WORDS)
 
 #: Planted: raised in misaligned, suppressed in misaligned, raised but a format feature, equal.

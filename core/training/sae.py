@@ -125,9 +125,10 @@ def train(
         batches(residuals, settings.batch, settings.seed + layer),
     )
     trained = trainer.fit()
-    target = folder / f"layer_{layer}"
-    weights, _ = trained.save_inference_model(target)
+    target, unfinished = folder / f"layer_{layer}", folder / f".layer_{layer}.tmp"
+    weights, _ = trained.save_inference_model(unfinished)
     save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
+    unfinished.rename(target)
     return target
 
 
