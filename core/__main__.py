@@ -159,9 +159,9 @@ def rank(
     as_json: AsJson = False,
 ) -> None:
     """Differential features of a contrast: the most raised, then the most suppressed."""
+    from core.analysis import compare, find
     from core.analysis.export import write_table
     from core.analysis.ranking import RankingSettings, contrast_summary
-    from core.view import compare, find
     from core.view.text import ranking_text
 
     sides, default_layer, name = find.find_sides(preset, contrast, target, reference, cache)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from make_cache import EQUAL, FORMAT, RAISED, SUPPRESSED, make_cache
 
-from core.analysis import feature_table
+from core.analysis import compare, feature_table
+from core.analysis.compare import Sides
 from core.analysis.ranking import RankingSettings
 from core.errors import CacheError, CacheMismatch
 from core.specs import ContrastSpec, Side
 from core.store.reader import Cache
-from core.view import compare
-from core.view.compare import Sides
 
 QUICK = RankingSettings(n_permutations=0)
 

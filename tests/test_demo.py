@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.analysis import compare, find
 from core.conversations import ConversationSet, load_conversations
 from core.experiment import load_experiment
 from core.model.loading import LoadedModel
@@ -18,7 +19,6 @@ from core.store.check import check_file
 from core.store.extract import extract
 from core.store.layout import cache_file
 from core.store.reader import Cache
-from core.view import compare, find
 
 DEMO = ROOT / "cache" / "demo"
 FILE = cache_file(DEMO, "base", "health_advice")

@@ -96,7 +96,7 @@ def test_a_killed_collection_resumes_to_the_same_bytes(
 
 def test_training_learns_and_health_is_measured(tiny: LoadedModel, file: Path, tmp_path: Path) -> None:
     stream = collect(tiny, spec(file), tmp_path / "stream")
-    settings = SaeTraining(d_sae=64, k=8, epochs=60, batch=128, lr=3e-3, dead_window=50)
+    settings = SaeTraining(d_sae=64, k=8, epochs=60, batch=128, lr=3e-3, dead_window=50, read_l0=9)
     folder = train(stream, 1, "tiny", settings, tmp_path / "saes")
     sae = load_sae(SaeSpec(1, "local", str(folder)), d_model=32, model_names=["tiny"])
     health = reconstruction_health(sae, stream)
@@ -104,7 +104,9 @@ def test_training_learns_and_health_is_measured(tiny: LoadedModel, file: Path, t
         SaeSpec(1, "local", str(save_sae(tmp_path / "random", d_sae=64))), d_model=32, model_names=["tiny"]
     )
     assert health["fvu"] < 0.35 < reconstruction_health(untrained, stream)["fvu"]
-    assert 4 < health["l0"] < 14
+    trained_on = torch.from_numpy(np.asarray(stream.residuals("train", 1), dtype=np.float32))
+    assert len(encode_sparse(sae.sae, trained_on).value) / len(trained_on) == pytest.approx(9, rel=0.02)
+    assert 6 < health["l0"] < 12
     x = torch.from_numpy(np.asarray(stream.residuals("heldout", 1), dtype=np.float32))
     with torch.inference_mode():
         own = ((x - sae.sae(x)) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()

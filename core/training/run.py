@@ -141,6 +141,7 @@ it saves them (a JumpReLU SAE); weights rounded to float16, and every figure bel
 Batches of {settings.batch:,} tokens, {settings.epochs:g} passes over {stream.n_tokens["train"]:,} tokens, learning rate
 {settings.lr:g} (linear decay over the last {settings.decay_share:.0%}), seed {settings.seed}. Read: response tokens,
 user turns (once for each distinct prompt) and the last prompt token; not read: template tokens and attention sinks.
+Trained at k = {settings.k}; afterwards the threshold is set on training tokens for an L0 of {settings.read_l0:g}.
 
 ## Health on held-out text
 

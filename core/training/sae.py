@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.conversations import RESPONSE, USER, TokenizedConversation
+from core.errors import ModelError
 from core.model.batches import outliers, pad, pad_id, plan_batches
 from core.model.hooks import replacing, resid_post
 from core.model.loading import LoadedModel
@@ -39,6 +40,8 @@ class SaeTraining:
     """Last share of the steps over which the learning rate falls to zero."""
     dead_window: int = 120
     """Steps without firing after which the auxiliary loss pulls a feature back."""
+    read_l0: float = 36.0
+    """Mean active features per token when the SAE is read: the threshold is set for it after training."""
     seed: int = 0
 
 
@@ -128,8 +131,36 @@ def train(
     target, unfinished = folder / f"layer_{layer}", folder / f".layer_{layer}.tmp"
     weights, _ = trained.save_inference_model(unfinished)
     save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
+    calibrate(unfinished, residuals, settings.read_l0)
     unfinished.rename(target)
     return target
+
+
+#: Training tokens on which a threshold is set.
+CALIBRATION_TOKENS = 50_000
+
+
+def calibrate(folder: Path, residuals: np.ndarray, l0: float) -> float:
+    """Set the one threshold of a saved JumpReLU SAE so that `l0` features a token exceed it; returns the threshold.
+
+    BatchTopK's running threshold is tied to the k of training. A little below it the reconstruction still gains, so
+    the threshold is set on training tokens (never on held-out ones) for the L0 at which the SAE is to be read.
+    """
+    from sae_lens import SAE
+
+    sae = SAE.load_from_disk(folder, dtype="float32")
+    rows = np.linspace(0, len(residuals) - 1, min(CALIBRATION_TOKENS, len(residuals))).astype(int)
+    with torch.no_grad():
+        sae.threshold.mul_(0.5)
+    acts = encode_sparse(sae, torch.from_numpy(np.asarray(residuals[rows], dtype=np.float32)))
+    wanted = round(l0 * len(rows))
+    if len(acts.value) < wanted:
+        raise ModelError(f"{folder}: too few features fire for an L0 of {l0:g}; train with a larger k.")
+    threshold = float(acts.value.topk(wanted).values[-1])
+    weights = load_file(folder / "sae_weights.safetensors")
+    weights["threshold"] = torch.full_like(weights["threshold"], threshold)
+    save_file(weights, folder / "sae_weights.safetensors")
+    return threshold
 
 
 @torch.inference_mode()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
+from core.analysis import compare
 from core.errors import CacheError
 from core.specs import Experiment, Side
 from core.store.reader import Cache
-from core.view import compare
 from core.view.guide import extract_command
 
 #: Path, time of change in nanoseconds and size in bytes: a new file under an old name is another key.

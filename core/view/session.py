@@ -16,14 +16,15 @@ import polars as pl
 import streamlit as st
 
 from core import paths
+from core.analysis import compare
+from core.analysis.compare import Depth, Sides
 from core.analysis.ranking import Ranking, RankingSettings
 from core.errors import CacheError, MicroscopeError
 from core.experiment import load_experiment, preset_names
 from core.specs import POSITIONS, ContrastSpec, Experiment
 from core.store.reader import Cache, Context
-from core.view import compare, inventory
+from core.view import inventory
 from core.view.charts import PICK
-from core.view.compare import Depth, Sides
 from core.view.guide import POSITION_NAMES, WORDS, extract_command, markdown_safe
 from core.view.inventory import CachedFile, FileKey, file_key
 from core.view.labels import Labels, read_labels, with_names

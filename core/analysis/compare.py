@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy.stats import mannwhitneyu
 
 from core import paths
 from core.analysis.feature_table import hide_format
@@ -164,6 +163,8 @@ def residual_separation(sides: Sides, layer: int, position: str) -> tuple[float 
     The direction is taken on one half of the prompts and judged on the other, both ways, and the two AUROCs are
     averaged. None where a fold has no response of a side.
     """
+    from scipy.stats import mannwhitneyu  # a second to import, and only the depth view needs it
+
     parts = []
     for cache, side in ((sides.target, sides.contrast.target), (sides.reference, sides.contrast.reference)):
         rows = side_rows(cache, side)

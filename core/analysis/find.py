@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from core.analysis.compare import Sides, side_file
 from core.errors import PresetError
 from core.experiment import load_experiment
 from core.specs import ContrastSpec, Side
 from core.store.layout import cache_file
 from core.store.reader import Cache
-from core.view.compare import Sides, side_file
 
 
 def find_sides(
