@@ -139,6 +139,19 @@ def test_splicing_the_residual_itself_changes_nothing(
     assert clean == pytest.approx(own / n, rel=1e-4)
 
 
+def test_what_is_spliced_in_is_the_reconstruction(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.training import sae as training
+
+    sae = setup.saes(tmp_path, tiny, (2,))[2]
+    items = [tokenize(tiny.tokenizer, c) for c in setup.conversations(5).conversations]
+    own = splice_losses(tiny, [sae], items, batch_tokens=100)[1][2]
+    monkeypatch.setattr(training, "reconstruct", lambda _sae, x: torch.zeros_like(x))
+    clean, spliced, zero, _ = splice_losses(tiny, [sae], items, batch_tokens=100)
+    assert spliced[2] == pytest.approx(zero[2]) and spliced[2] != pytest.approx(clean) and own != pytest.approx(clean)
+
+
 def test_batches_cover_an_epoch_once_in_a_seeded_order() -> None:
     rows = np.arange(40, dtype=np.float16)[:, None]
     first = [next_batch[:, 0].tolist() for next_batch, _ in zip(batches(rows, 10, 0), range(4), strict=False)]
