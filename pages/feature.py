@@ -117,3 +117,12 @@ for column, name, found, cache, hue in zip(st.columns(2, gap="large"), (target, 
         else:
             ids = cache.conversations["id"]
             st.html(tokens.contexts(found, scale=scale, sources=[ids[w.row] for w in found]))
+
+whole = {cache.conversations["id"][w.row]: (cache, w.row)
+         for found, cache in zip(windows, (sides.target, sides.reference), strict=True) for w in found}
+with st.expander("Read one of these conversations in full"):
+    chosen = st.selectbox("Conversation", list(whole), label_visibility="collapsed")
+    cache, place = whole[chosen]
+    for role, text in cache.messages(place):
+        st.caption(role)
+        st.text(text)

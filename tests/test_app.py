@@ -12,6 +12,7 @@ from make_cache import FORMAT, RAISED, SUPPRESSED, make_cache
 from streamlit.testing.v1 import AppTest
 
 from core import paths
+from core.store.reader import Cache
 
 ROOT = Path(__file__).parent.parent
 PAGES = (None, "pages/rankings.py", "pages/feature.py")
@@ -136,6 +137,18 @@ def test_feature_page_opens_the_most_raised_one_and_reads_both_sides(cache: Path
     assert "misaligned" in words(app) and "aligned" in words(app)
     assert html(app).count("<li") == 10 and "activation " in html(app)
     assert not app.get("link_button")
+
+
+def test_a_contexts_conversation_can_be_read_in_full(cache: Path) -> None:
+    app = open_page("pages/feature.py", feature=str(RAISED))
+    box = next(b for b in app.selectbox if b.label == "Conversation")
+    second = box.options[1]
+    box.set_value(second)
+    settle(app)
+    with Cache.open(paths.CACHE / "demo" / "base__health_advice.h5") as opened:
+        turns = opened.messages(opened.conversations["id"].to_list().index(second))
+    assert [t.value for t in app.text][-2:] == [text for _, text in turns][-2:]
+    assert "response" in words(app)
 
 
 def test_stepping_goes_through_the_ranking(cache: Path) -> None:
