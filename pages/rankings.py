@@ -149,7 +149,7 @@ if show == "Table":
         st.markdown(describe.one_line(full, feature))
         st.page_link("pages/feature.py", label="Open feature", icon=":material/arrow_forward:",
                      query_params=view.link(feature=feature))
-    export = rows.select(*feature_table.SCHEMA, "label", "tokens")
+    export = rows.select(*feature_table.SCHEMA, "label", "fires_on", "tokens")
     stem = f"{view.experiment.name}_{view.contrast.name}_layer{view.layer}_{view.position}"
     with st.container(horizontal=True):
         st.download_button("Download CSV", lambda: export.write_csv().encode(), f"{stem}.csv", "text/csv",

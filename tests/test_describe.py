@@ -26,7 +26,8 @@ def ranking(target: float, reference: float) -> SimpleNamespace:
 def table() -> pl.DataFrame:
     return pl.DataFrame({
         "feature": [1, 2, 3, 4], "name": ["a_b", "<b>", "c", "d"], "label": ["Doctor", "", "", ""],
-        "tokens": ["x", "tablet", "a.b", "d"], "effect_size": [2.0, -3.0, 0.1, None],
+        "tokens": ["x", "tablet", "a.b", "d"], "fires_on": ["", "", "", "your nurse"],
+        "effect_size": [2.0, -3.0, 0.1, None],
         "q_value": [1e-9, 1e-3, 0.8, None],
         "rank": [1, 3, 2, None], "direction": ["raised", "suppressed", "not significant", "not significant"],
     })
@@ -62,6 +63,7 @@ def test_filters_take_side_words_and_numbers() -> None:
     assert pick(tail="raised") == [1, 3] and pick(tail="suppressed") == [2]
     assert pick(passing=True) == [1, 2]
     assert pick(find="DOCTOR") == [1] and pick(find="tab") == [2] and pick(find="3") == [3]
+    assert pick(find="NURSE") == [4]
     assert pick(find="a.b") == [3] and pick(find=".*") == []  # text, not a pattern
 
 

@@ -115,6 +115,18 @@ def test_contexts_hold_the_strongest_windows(finished: Path, tiny: LoadedModel, 
         assert checked > 100
 
 
+def test_fires_on_names_the_commonest_peaks_with_the_token_before(finished: Path) -> None:
+    with Cache.open(finished) as cache:
+        info = cache.feature_info(1)
+        for feature in (0, 5, 20, 47):
+            found = [c for c in cache.contexts(1, feature)]
+            pairs = ["".join(c.tokens[c.peak - 1 : c.peak + 1]).strip() for c in found]
+            named = info["fires_on"][feature].to_list()
+            assert len(named) == min(3, len(set(pairs))) and len(set(named)) == len(named)
+            counts = sorted((pairs.count(p) for p in set(pairs)), reverse=True)
+            assert [pairs.count(n) for n in named] == counts[: len(named)]
+
+
 def test_feature_info_and_health(finished: Path, tiny: LoadedModel, tiny_saes: dict) -> None:
     rows = setup.conversations().conversations
     layer = setup.LAYERS[1]

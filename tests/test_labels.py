@@ -107,10 +107,11 @@ def test_writers_of_one_process_do_not_lose_each_others_labels(tmp_path: Path) -
 def test_names_prefer_the_label_and_keep_rows_and_order() -> None:
     table = pl.DataFrame({"feature": [2, 0, 1, 3]}, schema={"feature": pl.Int64})
     lens = [[" doctor", "\n", " see", " your", " fifth"], [], [" a"]]
-    info = pl.DataFrame({"feature": [0, 1, 2], "top_tokens": lens})
+    fires = pl.Series([[], ["your\ndoctor", " a b"], []], dtype=pl.List(pl.String))
+    info = pl.DataFrame({"feature": [0, 1, 2], "top_tokens": lens, "fires_on": fires})
     named = with_names(table, info, {2: "my label", 99: "elsewhere"})
     assert named["feature"].to_list() == [2, 0, 1, 3]
     assert named["label"].to_list() == ["my label", "", "", ""]
     assert named["name"].to_list()[:2] == ["my label", "doctor \u00b7 \u21b5 \u00b7 see \u00b7 your"]
-    assert named["name"].to_list()[2:] == ["no tokens recorded"] * 2
+    assert named["name"].to_list()[2:] == ["your\u21b5doctor \u00b7 a b", "no tokens recorded"]
     assert with_names(table, info, {})["label"].to_list() == [""] * 4

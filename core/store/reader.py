@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ from core.conversations import RESPONSE, ROLES
 from core.errors import CacheError, CacheMismatch
 from core.specs import POSITIONS
 from core.store import layout
+
+#: Texts that say what a feature fires on.
+FIRES_ON_KEPT = 3
 
 REQUIRED_ATTRIBUTES = ("format_version", "fingerprint", "spec", "content_hash", "created")
 
@@ -167,7 +171,8 @@ class Cache:
 
     def feature_info(self, layer: int) -> pl.DataFrame:
         """feature, decoder_norm, content_share (NaN when never active), n_active_tokens, max_act, top_tokens,
-        bottom_tokens (logit lens, strongest first)."""
+        bottom_tokens (logit lens, strongest first), fires_on (what stands at the peaks of its strongest contexts,
+        the token before included; the commonest first)."""
         group = self._sae_layer(layer)["feature_info"]
         text = self._token_text
         lens = {
@@ -176,7 +181,20 @@ class Cache:
         }
         names = ("decoder_norm", "content_share", "n_active_tokens", "max_act")
         numbers = {name: group[name][...] for name in names}
-        return pl.DataFrame({"feature": np.arange(len(numbers["max_act"]), dtype=np.int64), **numbers, **lens})
+        return pl.DataFrame({"feature": np.arange(len(numbers["max_act"]), dtype=np.int64), **numbers, **lens,
+                             "fires_on": self._fires_on(layer)})
+
+    def _fires_on(self, layer: int) -> list[list[str]]:
+        """For each feature, the distinct two-token texts that end at the peaks of its contexts, commonest first."""
+        group, tokens = self._sae_layer(layer)["contexts"], self._file["tokens"]
+        ids, text = tokens["ids"][...], self._token_text
+        at = tokens["offsets"][...][group["row"][...]] + group["peak"][...]
+        pairs = [f"{text[a]}{text[b]}".strip() for a, b in zip(ids[at - 1].tolist(), ids[at].tolist(), strict=True)]
+        indptr = group["indptr"][...].tolist()
+        return [
+            [found for found, _ in Counter(pairs[a:b]).most_common(FIRES_ON_KEPT)]
+            for a, b in zip(indptr, indptr[1:], strict=False)
+        ]
 
     def contexts(self, layer: int, feature: int) -> list[Context]:
         """The strongest windows of one feature, condition by condition, strongest first."""

@@ -68,7 +68,7 @@ def one_line(table: pl.DataFrame, feature: int) -> str:
 
 
 def filtered(table: pl.DataFrame, *, find: str, tail: str, passing: bool) -> pl.DataFrame:
-    """Rows of one tail (`both`, `raised`, `suppressed`), with `find` in label, tokens or number, that pass."""
+    """Rows of one tail (`both`, `raised`, `suppressed`), with `find` in label, what it fires on, tokens or number."""
     rows = table
     if tail != "both":
         rows = rows.filter(pl.col("effect_size") > 0 if tail == "raised" else pl.col("effect_size") < 0)
@@ -80,6 +80,7 @@ def filtered(table: pl.DataFrame, *, find: str, tail: str, passing: bool) -> pl.
         rows = rows.filter(
             pl.col("label").str.to_lowercase().str.contains(word, literal=True)
             | pl.col("tokens").str.to_lowercase().str.contains(word, literal=True)
+            | pl.col("fires_on").str.to_lowercase().str.contains(word, literal=True)
             | (pl.col("feature").cast(pl.String) == word)
         )
     return rows

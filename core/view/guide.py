@@ -39,6 +39,8 @@ WORDS: dict[str, str] = {
     "permutation": "The same procedure with the labels of the two sides shuffled: what would be found by luck alone.",
     "logit_lens": "The tokens this feature pushes the model towards (promoted) or away from (suppressed) when its "
                   "direction is read straight through the output layer. A hint, not a proof of meaning.",
+    "fires_on": "What stands at the peaks of the feature's strongest contexts, with the token before; or your label. A "
+                "short name, not a proof of meaning: read the contexts.",
     "contexts": "The stretches of text on which the feature is most active, each token shaded by its activation.",
     "fvu": "Fraction of variance unexplained: what the dictionary fails to reproduce of the layer's activations. "
            "0 is perfect.",
@@ -63,7 +65,7 @@ WORDS: dict[str, str] = {
 COLUMNS: dict[str, tuple[str, str]] = {
     "rank": ("Rank", "rank"),
     "feature": ("Feature", "feature"),
-    "name": ("Reads as", "logit_lens"),
+    "name": ("Fires on", "fires_on"),
     "effect_size": ("Effect size", "effect_size"),
     "q_value": ("q", "q_value"),
     "auroc": ("AUROC", "auroc"),

@@ -23,7 +23,7 @@ FORMAT = "em-microscope-labels"
 VERSION = 1
 MAX_LENGTH = 200
 
-#: How many logit-lens tokens name a feature that has no label.
+#: How many texts name a feature that has no label.
 NAME_TOKENS = 4
 
 _writing = threading.Lock()
@@ -112,22 +112,28 @@ def write_label(folder: Path, release: str, sae_id: str, feature: int, text: str
 
 
 def with_names(table: pl.DataFrame, info: pl.DataFrame, labels: dict[int, str]) -> pl.DataFrame:
-    """Join `label` (text, "" when none), `tokens` (logit-lens tokens as text) and `name` (label, else tokens).
+    """Join `label` (text, "" when none), `fires_on` and `tokens` (logit lens) as text, and `name`: the label, else
+    what the feature fires on, else its tokens.
 
-    `table` is a feature table of one layer, `info` has `feature` and `top_tokens` (list of str), `labels` is
+    `table` is a feature table of one layer, `info` has `feature`, `fires_on`, `top_tokens` (lists of str), `labels` is
     feature -> text. Row order and row count are those of `table`.
     """
-    shown = pl.col("top_tokens").list.head(NAME_TOKENS).list.eval(
-        pl.element().str.replace_all("\n", "\u21b5").str.replace_all("\t", "\u21e5").str.strip_chars(" ")
-    ).list.join(" \u00b7 ")
+    fires_on, tokens = (
+        pl.col(name).list.head(NAME_TOKENS).list.eval(
+            pl.element().str.replace_all("\n", "\u21b5").str.replace_all("\t", "\u21e5").str.strip_chars(" ")
+        ).list.join(" \u00b7 ")
+        for name in ("fires_on", "top_tokens")
+    )
     dtype = table.schema["feature"]
-    tokens = info.select(pl.col("feature").cast(dtype), tokens=shown)
+    tokens = info.select(pl.col("feature").cast(dtype), fires_on=fires_on, tokens=tokens)
     own = pl.DataFrame({"feature": list(labels), "label": list(labels.values())},
                        schema={"feature": dtype, "label": pl.String})
     joined = table.join(tokens, on="feature", how="left", maintain_order="left")
     joined = joined.join(own, on="feature", how="left", maintain_order="left")
-    return joined.with_columns(pl.col("label", "tokens").fill_null("")).with_columns(
-        pl.when(pl.col("label") != "").then(pl.col("label")).when(pl.col("tokens") != "").then(pl.col("tokens"))
+    return joined.with_columns(pl.col("label", "fires_on", "tokens").fill_null("")).with_columns(
+        pl.when(pl.col("label") != "").then(pl.col("label"))
+        .when(pl.col("fires_on") != "").then(pl.col("fires_on"))
+        .when(pl.col("tokens") != "").then(pl.col("tokens"))
         .otherwise(pl.lit("no tokens recorded")).alias("name")
     )
 

@@ -362,7 +362,7 @@ def label_folder(chosen: View) -> Path:
 
 
 def named(table: pl.DataFrame, chosen: View, sides: Sides, labels: Labels) -> pl.DataFrame:
-    """A feature table with labels, logit-lens tokens and the name each feature goes by."""
+    """A feature table with labels, what each feature fires on, logit-lens tokens and the name it goes by."""
     info = sides.target.info(chosen.layer)
     return with_names(table, load_feature_info(chosen, sides), labels.of_sae(info.sae_release, info.sae_id))
 
