@@ -75,4 +75,6 @@ st.dataframe(
         "sae": st.column_config.TextColumn("Dictionary", help=WORDS["sae"]),
     },
 )
-st.caption(f"Measured on the response tokens of {markdown_safe(view.contrast.target.describe())}.")
+cache = view.contrast.target
+st.caption(f"Measured on every response token of {markdown_safe(cache.variant)} reading "
+           f"{markdown_safe(cache.conversations)}, both conditions together.")

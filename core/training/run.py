@@ -112,7 +112,11 @@ def shortfalls(health: list[SaeHealth]) -> str:
             value = getattr(h, name)
             if value < aim if name == "ce_recovered" else value > aim:
                 lines.append(f"- layer {h.layer}: {words} {value:.3f}, the aim was {aim:g}")
-    return "## Falls short\n\n" + "\n".join(lines) + "\n\n" if lines else ""
+    why = (
+        "Most likely for want of text: FVU still falls with more tokens and more features at this L0, and deeper "
+        "layers need more of\nboth. That is the known remedy, not something measured here."
+    )
+    return "\n".join(["## Falls short", "", *lines, "", why, "", ""]) if lines else ""
 
 
 def card(
@@ -138,9 +142,9 @@ it saves them (a JumpReLU SAE); weights rounded to float16, and every figure bel
 {request.command(experiment.name)}
 ```
 
-Batches of {settings.batch:,} tokens, {settings.epochs:g} passes over {stream.n_tokens["train"]:,} tokens, learning rate
-{settings.lr:g} (linear decay over the last {settings.decay_share:.0%}), seed {settings.seed}. Read: response tokens,
-user turns (once for each distinct prompt) and the last prompt token; not read: template tokens and attention sinks.
+Batches of {settings.batch:,} tokens; passes over the {stream.n_tokens["train"]:,} training tokens: {settings.epochs:g};
+learning rate {settings.lr:g}, falling to 0 over the last {settings.decay_share:.0%}; seed {settings.seed}. Read:
+response tokens, user turns (once for each distinct prompt) and the last prompt token; not read: template tokens and sinks.
 Trained at k = {settings.k}; afterwards the threshold is set on training tokens for an L0 of {settings.read_l0:g}.
 
 ## Health on held-out text
@@ -160,7 +164,7 @@ FVU: fraction of variance unexplained. L0: mean active features per token. Dead:
 
 {texts}
 
-Where these files come from and under which licence is for whoever trains to say, beside this card.
+Where these files come from and under which licence: `README.md` of the folder above.
 
 {shortfalls(health)}## Limits
 

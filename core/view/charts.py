@@ -209,6 +209,10 @@ def cumulative(values: pl.DataFrame, *, order: tuple[str, str]) -> alt.Chart:
     return _finish(chart, 240, "Cumulative share of responses by activation")
 
 
+#: Pixels, legend and axis included: the three depth charts stand beside each other.
+DEPTH_HEIGHT = 330
+
+
 def depth_counts(depth: pl.DataFrame) -> alt.Chart:
     """Significant features a layer: `depth` has `layer`, `n_raised`, `n_suppressed`."""
     rows = depth.select("layer", raised="n_raised", suppressed="n_suppressed").unpivot(
@@ -220,7 +224,7 @@ def depth_counts(depth: pl.DataFrame) -> alt.Chart:
         tooltip=[alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("direction:N", title="Direction"),
                  alt.Tooltip("n:Q", title="Features", format=",d")],
     )
-    return _finish(chart, 230, "Number of significant features by layer")
+    return _finish(chart, DEPTH_HEIGHT, "Number of significant features by layer")
 
 
 def depth_effects(depth: pl.DataFrame) -> alt.Chart:
@@ -234,7 +238,7 @@ def depth_effects(depth: pl.DataFrame) -> alt.Chart:
         tooltip=[alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("direction:N", title="Direction"),
                  alt.Tooltip("effect:Q", title="Effect size (magnitude)", format=".2f")],
     )
-    return _finish(chart, 230, "Largest effect size by layer")
+    return _finish(chart, DEPTH_HEIGHT, "Largest effect size by layer")
 
 
 def depth_separation(depth: pl.DataFrame) -> alt.LayerChart:
@@ -250,7 +254,7 @@ def depth_separation(depth: pl.DataFrame) -> alt.LayerChart:
     chance = alt.Chart(pl.DataFrame({"y": [0.5]})).mark_rule(strokeDash=[4, 4], color=NEUTRAL).encode(
         y="y:Q", tooltip=alt.value("0.5: no better than a coin")
     )
-    return _finish(alt.layer(chance, line), 230, "Held-out AUROC of the residual mean difference by layer")
+    return _finish(alt.layer(chance, line), DEPTH_HEIGHT, "Held-out AUROC of the residual mean difference by layer")
 
 
 def _layer_axis() -> alt.X:
