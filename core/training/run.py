@@ -144,7 +144,8 @@ it saves them (a JumpReLU SAE); weights rounded to float16, and every figure bel
 
 Batches of {settings.batch:,} tokens; passes over the {stream.n_tokens["train"]:,} training tokens: {settings.epochs:g};
 learning rate {settings.lr:g}, falling to 0 over the last {settings.decay_share:.0%}; seed {settings.seed}. Read:
-response tokens, user turns (once for each distinct prompt) and the last prompt token; not read: template tokens and sinks.
+response tokens, user turns (once for each distinct prompt) and the last prompt token; not read: template tokens and
+attention sinks.
 Trained at k = {settings.k}; afterwards the threshold is set on training tokens for an L0 of {settings.read_l0:g}.
 
 ## Health on held-out text
