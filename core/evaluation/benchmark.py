@@ -134,8 +134,26 @@ def extract_memory(preset: str, n: int, say: Callable[[str], None]) -> list[Meas
     return [once, Measurement(name, peaks[1] / 2**20, "MiB", f"{len(rows)} conversations", peaks[1] / peaks[0])]
 
 
-_PEAK = "import resource, runpy, sys; sys.argv[0] = 'core'\ntry: runpy.run_module('core', run_name='__main__')\n" \
-    "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"  # fmt: skip
+_PEAK = """
+import runpy, sys
+from core.evaluation.benchmark import peak_bytes
+sys.argv[0] = "core"
+try:
+    runpy.run_module("core", run_name="__main__")
+finally:
+    print(peak_bytes(), file=sys.stderr)
+"""
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process; on Linux not ru_maxrss, which a child inherits from a larger parent."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _peak(arguments: list[str]) -> int:
@@ -144,7 +162,7 @@ def _peak(arguments: list[str]) -> int:
     last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
     if done.returncode or not last.isdigit():
         raise PresetError(f"The measured command failed: {done.stderr.strip()[-300:]}")
-    return int(last) * (1 if sys.platform == "darwin" else 1024)
+    return int(last)
 
 
 def rank_cost() -> list[Measurement]:
@@ -163,8 +181,6 @@ def rank_cost() -> list[Measurement]:
 
 def rank_once(n_layers: int, n: int, d_sae: int, active: int) -> None:
     """Rank synthetic layers without permutations; prints seconds and peak bytes of this process."""
-    import resource
-
     import numpy as np
     from scipy.sparse import csr_array
 
@@ -188,5 +204,4 @@ def rank_once(n_layers: int, n: int, d_sae: int, active: int) -> None:
             target, reference, layer=layer, position="response", settings=RankingSettings(n_permutations=0)
         )
     seconds = time.perf_counter() - begin
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    print(seconds, peak_bytes())
