@@ -221,7 +221,7 @@ def train_sae(
 def benchmark(
     what: Annotated[str, typer.Argument(help="extract or rank.")],
     preset: Annotated[str, typer.Option(help="Name of a preset.")] = "demo",
-    n: Annotated[int, typer.Option(min=8, help="Conversations read by every contender.")] = 48,
+    n: Annotated[int, typer.Option(min=8, help="Conversations read by every contender.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Speed and memory as ratios to the bare forward pass, in one run."""
