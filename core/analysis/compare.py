@@ -83,9 +83,9 @@ def rank(sides: Sides, layer: int, position: str, settings: RankingSettings) -> 
     saes = [cache.spec["saes"].get(str(layer)) for cache in (sides.target, sides.reference)]
     if saes[0] != saes[1]:
         raise CacheMismatch(sides.reference.path, f"the SAE of layer {layer}", saes[0], saes[1])
-    content = sides.target.feature_info(layer).sort("feature")["content_share"].to_numpy()
+    content = sides.target.content_share(layer)
     if sides.reference.path != sides.target.path:
-        other = sides.reference.feature_info(layer).sort("feature")["content_share"].to_numpy()
+        other = sides.reference.content_share(layer)
         content = np.where(np.isnan(content), other, content)
     target, reference = (
         make_sample(cache, side, name, layer, position)

@@ -169,6 +169,10 @@ class Cache:
 
     # ------------------------------------------------------------------------------------- feature reading
 
+    def content_share(self, layer: int) -> np.ndarray:
+        """float32 [d_sae]: share of each feature's activation mass on tokens with letters; NaN when never active."""
+        return self._sae_layer(layer)["feature_info/content_share"][...]
+
     def feature_info(self, layer: int) -> pl.DataFrame:
         """feature, decoder_norm, content_share (NaN when never active), n_active_tokens, max_act, top_tokens,
         bottom_tokens (logit lens, strongest first), fires_on (what stands at the peaks of its strongest contexts,

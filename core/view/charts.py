@@ -103,7 +103,7 @@ def _scatter(points, x, y, selected, line, description) -> alt.LayerChart:
 
 FEATURE_TOOLTIP = [
     alt.Tooltip("feature:Q", title="Feature", format="d"),
-    alt.Tooltip("name:N", title="Reads as"),
+    alt.Tooltip("name:N", title="Fires on"),
     alt.Tooltip("effect_size:Q", title="Effect size", format="+.2f"),
     alt.Tooltip("q_value:Q", title="q", format=".2g"),
     alt.Tooltip("frac_active_target:Q", title="Active in target", format=".0%"),
