@@ -225,7 +225,7 @@ def test_kill_9_at_any_moment_then_resume(finished: Path, tiny: LoadedModel, tmp
 def test_a_finished_file_is_left_alone(finished: Path, tiny: LoadedModel, tiny_saes: dict) -> None:
     before = finished.stat().st_mtime_ns
     done = extract(tiny, tiny_saes, setup.LAYERS, setup.conversations(), finished, batch_tokens=200)
-    assert done.tokens_per_second is None and done.n_conversations == 40
+    assert done.tokens_per_second is None and done.n_conversations == 40 and not done.resumed
     assert finished.stat().st_mtime_ns == before
 
 

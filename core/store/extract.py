@@ -129,7 +129,7 @@ def extract(
         raise CacheError(f"{path}: another process is writing this file; wait for it, or stop it first.") from None
     try:
         if path.is_file():
-            return _describe(path, spec, None, resumed=True, skipped=skipped)
+            return _describe(path, spec, None, resumed=False, skipped=skipped)
         shards = Shards(path, spec)
         resumed = shards.done > 0
         speed = _run(loaded, saes, layers, conversations, shards, batch_tokens, on_progress)
