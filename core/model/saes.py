@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from core.errors import SaeMismatch
-from core.specs import SaeSpec
+from core.specs import SaeSpec, same_model
 
 #: Dense feature activations, of all chunks' temporaries together, never exceed this many bytes.
 ENCODE_BUDGET = 64 * 2**20
@@ -143,11 +143,6 @@ def load_sae(
         )
     sae.eval().requires_grad_(False)
     return LoadedSae(spec, sae, _sae_hash(sae), neuronpedia_id)
-
-
-def same_model(a: str, b: str) -> bool:
-    """Whether two model names mean the same model, whatever the organisation prefix and the case."""
-    return a.rsplit("/", 1)[-1].lower() == b.rsplit("/", 1)[-1].lower()
 
 
 def _from_disk(spec: SaeSpec, folder: Path | None, device: str | torch.device) -> Any:

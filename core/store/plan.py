@@ -20,7 +20,7 @@ from core.conversations import ConversationSet, load_conversations
 from core.errors import PresetError, SaeMismatch
 from core.experiment import conversations_path
 from core.paths import CACHE
-from core.specs import CONDITIONS, NO_CONDITION, Experiment, ModelSpec, SaeSpec, hook_point
+from core.specs import CONDITIONS, NO_CONDITION, Experiment, ModelSpec, SaeSpec, hook_point, same_model
 from core.store.estimates import (
     CHARACTERS_PER_TOKEN,
     TEMPLATE_TOKENS,
@@ -232,16 +232,11 @@ def _local(model: ModelSpec, spec: SaeSpec, cache_dir: Path) -> PlannedLayer:
 
 def _check_model(where: str, model: ModelSpec, stated: str | None) -> None:
     names = (model.id, *model.sae_names)
-    if stated is None or _short(stated) not in [_short(name) for name in names]:
+    if stated is None or not any(same_model(stated, name) for name in names):
         raise SaeMismatch(
             f"{where}: was trained on {stated or 'an unstated model'}, not on {' or '.join(names)}; "
             "list the name under `sae_names` of the preset if that is intended."
         )
-
-
-def _short(name: str) -> str:
-    """A model's name without organisation and case."""
-    return name.rsplit("/", 1)[-1].lower()
 
 
 # ---------------------------------------------------------------------------------------------- conversations
