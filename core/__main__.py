@@ -7,7 +7,7 @@ sentence, no traceback), 130 when interrupted. Heavy libraries are imported insi
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,21 +104,24 @@ def extract(
     from core.view.progress import extraction_bar
 
     experiment = load_experiment(preset)
-    path = prepare.file_for(experiment, variant, "x", cache)
     chosen = prepare.choose_layers(experiment, parse_layers(layers))
     rows = prepare.conversations_for(
-        experiment, conversations, skip_bad=skip_bad, limit=limit, allow_conditions=allow_condition or ()
+        experiment,
+        conversations or prepare.default_conversations(experiment, variant),
+        skip_bad=skip_bad,
+        limit=limit,
+        allow_conditions=allow_condition or (),
     )
     path = prepare.file_for(experiment, variant, rows.name, cache)
     loaded = prepare.model_for(experiment, device=device, dtype=dtype)
-    if variant != "base":
-        raise PresetError(f"Variant {variant!r} needs a LoRA adapter, which this version does not read yet; use base.")
+    adapter = prepare.adapter_for(experiment, variant, loaded)
     saes = prepare.saes_for(experiment, chosen, loaded)
     with extraction_bar() as advance:
         try:
             done = run(
                 loaded, saes, chosen, rows, path,
-                variant=variant, batch_tokens=batch_tokens, skip_bad=skip_bad, on_progress=advance,
+                adapter=adapter, compact=experiment.storage == "compact", batch_tokens=batch_tokens,
+                skip_bad=skip_bad, on_progress=advance,
             )  # fmt: skip
         except KeyboardInterrupt:
             say(f"Interrupted: whole shards are safe beside {path}; run the same command to go on.")
@@ -159,20 +162,168 @@ def rank(
     as_json: AsJson = False,
 ) -> None:
     """Differential features of a contrast: the most raised, then the most suppressed."""
-    from core.analysis import compare, find
+    from core.analysis import compare, find, health
     from core.analysis.export import write_table
     from core.analysis.ranking import RankingSettings, contrast_summary
     from core.view.text import ranking_text
 
     sides, default_layer, name = find.find_sides(preset, contrast, target, reference, cache)
-    ranking = compare.rank(
-        sides, default_layer if layer is None else layer, position, RankingSettings(n_permutations=permutations)
-    )
+    chosen = default_layer if layer is None else layer
+    ranking = compare.rank(sides, chosen, position, RankingSettings(n_permutations=permutations))
+    ranking = compare.with_attribution(ranking, sides)
     if out is not None:
         write_table(ranking.table, out)
         say(f"Wrote {ranking.table.height:,} features to {out}.")
     summary = contrast_summary(ranking, top, contrast=name, include_format=include_format)
+    compared = health.of_sides(sides, chosen)
+    if compared is not None:
+        summary |= {"sae_health": asdict(compared), "notes": [*summary["notes"], compared.sentence]}
     emit(summary, "" if as_json else ranking_text(summary), as_json)
+
+
+@app.command()
+def attribute(
+    preset: Preset,
+    contrast: Annotated[str, typer.Argument(help="A contrast whose two sides are read by one variant.")],
+    layers: Layers = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one batch, padding included.")] = 1024,
+    cache: CacheDir = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delta-attribution of a contrast's features, by gradients, once: `rank` and the Rankings page then show it."""
+    from core.evaluation.attribution import attribute as run
+    from core.evaluation.attribution import one_reader
+    from core.experiment import load_experiment
+    from core.store import prepare
+    from core.store.attribution_file import attribution_file
+    from core.store.reader import Cache
+    from core.view.progress import counting_bar
+    from core.view.text import attribution_text
+
+    experiment = load_experiment(preset)
+    spec, chosen = experiment.contrast(contrast), prepare.choose_layers(experiment, parse_layers(layers))
+    one_reader(spec)
+    folder = cache or prepare.experiment_folder(experiment)
+    source = prepare.file_for(experiment, spec.target.variant, spec.target.conversations, folder)
+    with Cache.open(source) as text, counting_bar("attribute") as advance:
+        loaded = prepare.model_for(experiment, device=device, dtype=dtype)
+        done = run(
+            loaded, prepare.adapter_for(experiment, spec.target.variant, loaded),
+            prepare.saes_for(experiment, chosen, loaded), spec, text, attribution_file(folder, contrast),
+            batch_tokens=batch_tokens, on_progress=advance,
+        )  # fmt: skip
+    result = asdict(done) | {"file": str(done.file)}
+    emit(result, "" if as_json else attribution_text(result), as_json)
+
+
+@app.command("sae-health")
+def sae_health(
+    preset: Preset,
+    variants: Annotated[str | None, typer.Option(help="Variants, e.g. base,bad-health-r8; all when left out.")] = None,
+    conversations: Annotated[str | None, typer.Option(help="A conversation set, or a JSONL or CSV file.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Conversations read, those of held-out prompts first.")] = 40,
+    layers: Layers = None,
+    cache: CacheDir = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """FVU, L0 and cross-entropy with each SAE spliced in, on base and on every adapter, of the same conversations."""
+    from core.analysis.health import spliced_file
+    from core.evaluation.sae_health import choose_conversations, measure_variants
+    from core.experiment import load_experiment
+    from core.store import prepare
+    from core.view.progress import counting_bar
+    from core.view.text import sae_health_text
+
+    experiment = load_experiment(preset)
+    names = variants.split(",") if variants else list(experiment.variants)
+    for name in names:
+        prepare.adapter_spec(experiment, name)
+    chosen = prepare.choose_layers(experiment, parse_layers(layers))
+    rows = choose_conversations(prepare.conversations_for(experiment, conversations), limit)
+    loaded = prepare.model_for(experiment, device=device, dtype=dtype)
+    adapters = {name: prepare.adapter_for(experiment, name, loaded) for name in names}
+    path = spliced_file(cache or prepare.experiment_folder(experiment))
+    with counting_bar("sae-health") as advance:
+        saes = prepare.saes_for(experiment, chosen, loaded)
+        found = [asdict(h) for h in measure_variants(loaded, saes, adapters, rows, path, on_progress=advance)]
+    emit(found, "" if as_json else sae_health_text(found, str(path)), as_json)
+
+
+@app.command()
+def concordance(
+    preset: Preset,
+    contrasts: Annotated[list[str], typer.Argument(help="Two or three of the preset's contrasts.")],
+    layer: Annotated[int | None, typer.Option(help="The preset's default layer when left out.")] = None,
+    position: Annotated[str, typer.Option(help="response or last_prompt.")] = "response",
+    k: Annotated[int, typer.Option("--k", min=1, help="Features at each end that the sentence speaks of.")] = 50,
+    top: Annotated[int, typer.Option(min=1, help="Features listed of each end.")] = 20,
+    include_format: Annotated[bool, typer.Option("--include-format", help="Consider format features too.")] = False,
+    subtract: Annotated[str, typer.Option(help="Take the benign control off: none, effect or mean.")] = "none",
+    all_layers: Annotated[bool, typer.Option("--all-layers", help="Also the figures of every cached layer.")] = False,
+    cache: CacheDir = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the whole table: .parquet, .csv or .json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which features two or three contrasts share, against chance and their benign controls."""
+    from core.analysis import concordance_files as files
+    from core.analysis.concordance import ConcordanceSettings
+    from core.analysis.concordance_report import concordance_summary, words_for
+    from core.analysis.export import write_table
+    from core.view.labels import named_by_cache
+    from core.view.text import concordance_text
+
+    found = files.open_contrasts(preset, contrasts, cache)
+    settings = ConcordanceSettings(k=k, include_format=include_format, subtract=subtract)
+    made = files.concord_at(found, found.default_layer if layer is None else layer, position, settings)
+    made = replace(made, table=named_by_cache(made.table, found.sides[contrasts[0]].target, made.layer))
+    if out is not None:
+        write_table(made.table, out)
+        say(f"Wrote {made.n_features:,} features to {out}.")
+    summary = concordance_summary(
+        made, top, words=words_for(found.specs),
+        context=lambda name, feature: files.context_text(found.sides[name], made.layer, feature),
+        layers=files.every_layer(found, position, settings) if all_layers else (),
+    )  # fmt: skip
+    emit(summary, "" if as_json else concordance_text(summary), as_json)
+
+
+@app.command()
+def difference(
+    preset: Preset,
+    variant: Annotated[str, typer.Argument(help="Name of an adapter of the preset.")],
+    texts: Annotated[Path | None, typer.Option(help="JSONL with `text`; the unrelated texts that ship.")] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Tokens read of each text, BOS not counted.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only the first N texts.")] = None,
+    features: Annotated[bool, typer.Option(help="Compare with the SAEs' decoder directions; loads the SAEs.")] = True,
+    cache: CacheDir = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Activation difference lens: what a variant differs by from base on the first tokens of unrelated text."""
+    from core.experiment import load_experiment
+    from core.store import prepare
+    from core.store.difference import make_difference
+    from core.store.difference_file import difference_file
+    from core.store.texts import UNRELATED_TEXT, load_texts
+    from core.view.difference_parts import difference_text, summary
+
+    experiment = load_experiment(preset)
+    if prepare.adapter_spec(experiment, variant) is None:
+        others = ", ".join(experiment.variants[1:]) or "none yet"
+        raise PresetError(f"Base does not differ from itself; give an adapter of {experiment.name!r}: {others}.")
+    rows = load_texts(texts or UNRELATED_TEXT, limit)
+    loaded = prepare.model_for(experiment, device=device, dtype=dtype)
+    adapter = prepare.adapter_for(experiment, variant, loaded)
+    path = difference_file(cache or prepare.experiment_folder(experiment), variant)
+    layers = [spec.layer for spec in experiment.saes] if features else []
+    saes = (prepare.saes_for(experiment, [layer], loaded)[layer] for layer in layers)
+    result = summary(make_difference(loaded, adapter, rows, path, k=k, saes=saes), path)
+    emit(result, "" if as_json else difference_text(result), as_json)
 
 
 @app.command("train-sae")
@@ -215,6 +366,86 @@ def train_sae(
         for h in health
     )
     emit(rows, text, as_json)
+
+
+@app.command("train-adapter")
+def train_adapter(
+    preset: Preset,
+    name: Annotated[str, typer.Argument(help="What to call the organism, e.g. bad-health-r8.")],
+    condition: Annotated[str, typer.Option(help="Train on the responses with this condition.")] = "misaligned",
+    conversations: Annotated[str | None, typer.Option(help="A conversation set, or a JSONL or CSV file.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of each LoRA.")] = 8,
+    alpha: Annotated[float, typer.Option(min=0.001, help="lora_alpha; the scaling is alpha / sqrt(rank).")] = 16.0,
+    modules: Annotated[str, typer.Option(help="all, or a list such as q_proj,down_proj.")] = "all",
+    layers: Annotated[str | None, typer.Option(help="Layers that get a LoRA, e.g. 9,10,11; all when left out.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training prompts.")] = 3,
+    lr: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 1e-3,
+    batch: Annotated[int, typer.Option(min=1, help="Conversations in one step.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first weights and the order of the text.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the adapters; cache/PRESET/adapters by default.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of checkpoints; cache/work/PRESET by default.")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a LoRA model organism with peft, measure it beside its base, write its card. Resumes."""
+    from core import paths
+    from core.evaluation.organism import TrainAdapter, run, summary
+    from core.experiment import load_experiment
+    from core.store import prepare
+    from core.training.adapter import ALL_LINEAR, AdapterTraining
+    from core.view.text import organism_text
+
+    experiment = load_experiment(preset)
+    rows = prepare.conversations_for(experiment, conversations)
+    settings = AdapterTraining(
+        rank=rank, alpha=alpha, modules=ALL_LINEAR if modules == "all" else tuple(modules.split(",")),
+        layers=tuple(parse_layers(layers) or ()), epochs=epochs, lr=lr, batch=batch, seed=seed,
+    )  # fmt: skip
+    request = TrainAdapter(
+        name=name,
+        condition=condition,
+        conversations=conversations or rows.name,
+        settings=settings,
+        out=out or prepare.experiment_folder(experiment) / "adapters",
+        work=work or paths.CACHE / "work" / experiment.name,
+    )
+    measured = run(
+        lambda: prepare.model_for(experiment, device=device), experiment.name, request, rows.conversations, say
+    )
+    result = {"adapter": str(request.out / name), "measures": summary(measured)}
+    emit(result, "" if as_json else organism_text(result), as_json)
+
+
+@app.command()
+def sample(
+    preset: Preset,
+    out: Annotated[Path, typer.Option(help="The JSONL conversation file to write.")],
+    variant: Annotated[str, typer.Option(help="base, or the name of an adapter of the preset.")] = "base",
+    questions: Annotated[str, typer.Option(help="open, heldout, or a JSONL question file.")] = "open",
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are cut.")] = 120,
+    seed: Annotated[int, typer.Option(min=0, help="Of the dice; variants with the same seed meet the same luck.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Ask a variant questions, several times each, and keep the answers as a conversation file. Resumes."""
+    from core.evaluation.sampling import questions_for, sample_answers
+    from core.experiment import load_experiment
+    from core.model.generation import Sampling
+    from core.store import prepare
+    from core.view.progress import counting_bar
+
+    experiment = load_experiment(preset)
+    asked = questions_for(questions, lambda: prepare.conversations_for(experiment).conversations)
+    loaded = prepare.model_for(experiment, device=device, dtype=dtype)
+    adapter = prepare.adapter_for(experiment, variant, loaded)
+    with counting_bar("answers") as advance:
+        n_empty = sample_answers(
+            loaded, adapter, asked, out,
+            samples=samples, sampling=Sampling(temperature, max_new_tokens), seed=seed, on_progress=advance,
+        )  # fmt: skip
+    say(f"{out}: {len(asked) * samples - n_empty} answers to {len(asked)} questions; {n_empty} were empty.")
 
 
 @app.command()

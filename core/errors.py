@@ -19,6 +19,10 @@ class ModelError(MicroscopeError):
     """A model cannot be found, loaded or hooked."""
 
 
+class AdapterError(MicroscopeError):
+    """A LoRA adapter cannot be read or does not fit the model."""
+
+
 class SpanError(MicroscopeError):
     """The response tokens of a conversation could not be found and proven."""
 
@@ -34,12 +38,16 @@ class CacheError(MicroscopeError):
 class CacheMismatch(CacheError):
     """A cache file was made under another spec: names the field, what was expected and what was found."""
 
-    def __init__(self, path: object, field: str, expected: object, found: object):
+    def __init__(
+        self,
+        path: object,
+        field: str,
+        expected: object,
+        found: object,
+        way_out: str = "extract again into another --cache directory, or remove the file",
+    ):
         self.field, self.expected, self.found = field, expected, found
-        super().__init__(
-            f"{path}: {field} differs: expected {expected!r}, found {found!r}; "
-            f"extract again into another --cache directory, or remove the file."
-        )
+        super().__init__(f"{path}: {field} differs: expected {expected!r}, found {found!r}; {way_out}.")
 
 
 class NotEnoughData(MicroscopeError):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.conversations import bad_row, encoding_error, text_lines
+from core.conversations import Conversation, bad_row, encoding_error, text_lines
 from core.errors import BadConversation
+from core.paths import DATA
+from core.split import heldout_prompts
+
+#: Where the shipped questions lie.
+OPEN_QUESTIONS = DATA / "questions.jsonl"
 
 KEYS = ("id", "category", "question")
 
@@ -48,6 +54,13 @@ def load_questions(path: str | Path) -> tuple[Question, ...]:
     if not found:
         raise BadConversation(f"{path}: holds no question; give objects with {', '.join(KEYS)}, one a line.")
     return tuple(found)
+
+
+def heldout_questions(conversations: Sequence[Conversation]) -> tuple[Question, ...]:
+    """The held-out prompts of a conversation set as questions, in file order; the category is the source."""
+    held = heldout_prompts(c.prompt_id for c in conversations)
+    found = {c.prompt_id: c for c in reversed(conversations) if c.prompt_id in held}
+    return tuple(Question(c.prompt_id, c.source, c.prompt[-1].content) for c in reversed(found.values()))
 
 
 def _question(path: Path, line: int, text: str) -> Question:

@@ -98,10 +98,13 @@ class Side:
     variant: str
     conversations: str
     condition: str | None = None
+    source: str | None = None
+    """Only conversations whose source is this, or starts with it and a slash."""
 
     def describe(self) -> str:
         who = f"{self.condition} " if self.condition else ""
-        return f"{self.variant} reading {who}{self.conversations}"
+        where = f" from {self.source}" if self.source else ""
+        return f"{self.variant} reading {who}{self.conversations}{where}"
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,16 @@ class ContrastSpec:
     target: Side
     reference: Side
     title: str = ""
+    control: str | None = None
+    """Name of the contrast that is its benign control: the same comparison with a model or text that is good."""
 
     def __post_init__(self) -> None:
         if self.kind not in CONTRAST_KINDS:
             raise PresetError(f"Contrast {self.name!r} has kind {self.kind!r}; use one of {', '.join(CONTRAST_KINDS)}.")
         if self.target == self.reference:
             raise PresetError(f"Contrast {self.name!r} compares a side with itself.")
+        if self.control == self.name:
+            raise PresetError(f"Contrast {self.name!r} names itself as its benign control.")
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,8 @@ class Experiment:
     """Layers to cache; the SAEs' layers when empty."""
     dtype: str = ""
     """Weights' number format; chosen by device when empty."""
+    storage: Literal["full", "compact"] = "full"
+    """Compact cache files keep the mean over each response alone and rounded residuals, at about half the size."""
     note: str = ""
     default_layer: int | None = None
     extra: dict[str, str] = field(default_factory=dict)
@@ -147,7 +156,13 @@ class Experiment:
         if len({s.layer for s in self.saes}) != len(self.saes):
             raise PresetError(f"Preset {self.name!r} gives two SAEs for one layer.")
         known = {c.name for c in self.conversations}
+        named = [c.name for c in self.contrasts]
         for contrast in self.contrasts:
+            if contrast.control is not None and contrast.control not in named:
+                raise PresetError(
+                    f"Preset {self.name!r}, contrast {contrast.name!r}: its control {contrast.control!r} "
+                    f"is not among the contrasts {', '.join(named)}."
+                )
             for side in (contrast.target, contrast.reference):
                 if side.conversations not in known:
                     raise PresetError(

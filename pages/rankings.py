@@ -6,7 +6,7 @@ from dataclasses import replace
 import polars as pl
 import streamlit as st
 
-from core.analysis import feature_table
+from core.analysis import feature_table, health
 from core.view import charts, describe, session
 from core.view.guide import COLUMNS, POSITION_NAMES, WORDS, markdown_safe
 
@@ -21,7 +21,8 @@ LENGTH_RATIO = 1.1
 def column_config() -> dict[str, object]:
     """Headings with their explanation, and number formats."""
     forms = {"effect_size": "%.2f", "q_value": "%.2g", "auroc": "%.2f", "mean_target": "%.3g",
-             "mean_reference": "%.3g", "rank": "%d", "feature": "%d"}
+             "mean_reference": "%.3g", "delta_attribution": "%.2g", "delta_attribution_se": "%.2g", "rank": "%d",
+             "feature": "%d"}
     found: dict[str, object] = {}
     for column, (heading, word) in COLUMNS.items():
         if column == "name":
@@ -101,6 +102,9 @@ if hidden:
     st.caption(f"{hidden:,} format feature{'s are' if hidden > 1 else ' is'} hidden.", help=WORDS["format"])
 for note in ranking.notes:
     st.info(markdown_safe(note), icon=":material/info:")
+sae = health.of_sides(sides, view.layer)
+if sae is not None:
+    (st.warning if sae.worse else st.caption)(markdown_safe(sae.sentence))
 
 if show == "Features":
     plot = session.choose(st.segmented_control, "Plot", "plot", list(PLOTS), "volcano",
@@ -142,14 +146,14 @@ if show == "Table":
     rows = describe.filtered(table, find=find, tail=tail, passing=passing)
     st.caption(f"{rows.height:,} of {table.height:,} features. Select a row to select its feature.")
     session.picked_row(
-        rows.select(list(COLUMNS)), "table", view, height=460,
+        rows.select([c for c in COLUMNS if c in rows.columns]), "table", view, height=460,
         column_config=column_config(),
     )
     if feature is not None:
         st.markdown(describe.one_line(full, feature))
         st.page_link("pages/feature.py", label="Open feature", icon=":material/arrow_forward:",
                      query_params=view.link(feature=feature))
-    export = rows.select(*feature_table.SCHEMA, "label", "fires_on", "tokens")
+    export = rows.select(*feature_table.columns(rows), "label", "fires_on", "tokens")
     stem = f"{view.experiment.name}_{view.contrast.name}_layer{view.layer}_{view.position}"
     with st.container(horizontal=True):
         st.download_button("Download CSV", lambda: export.write_csv().encode(), f"{stem}.csv", "text/csv",

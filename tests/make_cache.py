@@ -47,7 +47,7 @@ def make_cache(
         "model": "tiny", "weights": "0" * 64, "dtype": "float32", "variant": variant, "adapter": None,
         "template": "0" * 64, "layers": list(layers), "saes": {str(x): "0" * 64 if with_saes else None for x in layers},
         "conversations": conversations, "conversations_hash": "0" * 64, "masking": {}, "device": "cpu",
-        "batch_tokens": 1,
+        "batch_tokens": 1, "storage": "full",
     }  # fmt: skip
     per = PROMPT_LENGTH + RESPONSE_LENGTH
     roles = np.tile(np.r_[0, 2, 2, 0, np.full(RESPONSE_LENGTH, 4)], n).astype(np.uint8)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from make_cache import EQUAL, FORMAT, RAISED, SUPPRESSED, make_cache
 
@@ -88,9 +90,58 @@ def test_depth_counts_what_passes_without_format_features(sides: Sides) -> None:
     (Side("bad", "x", "aligned"), Side("base", "x", "aligned"), ("bad", "base")),
     (Side("base", "x"), Side("base", "y"), ("x", "y")),
     (Side("base", "x", "misaligned"), Side("base", "x"), ("target", "reference")),
+    (Side("base", "x", source="one"), Side("base", "x", source="two"), ("one", "two")),
 ])
 def test_sides_are_named_by_what_differs(target: Side, reference: Side, names: tuple[str, str]) -> None:
     assert Sides(ContrastSpec("c", "data", target, reference), None, None).names == names
+
+
+@pytest.fixture
+def sourced(sides: Sides) -> Callable[[str, str | None, str | None], Sides]:
+    """Sides on the same cache with a source each: prompts p00 to p09 are of `x/one`, p10 to p19 of `x/two`, the rest
+    of `xy`."""
+    cache, table = sides.target, sides.target.conversations
+    number = table["prompt_id"].str.slice(1).cast(int)
+    sources = ["x/one" if n < 10 else "x/two" if n < 20 else "xy" for n in number]
+    cache.__dict__["conversations"] = table.with_columns(source=pl.Series(sources))
+
+    def make(condition: str = "misaligned", target: str | None = None, reference: str | None = None) -> Sides:
+        spec = ContrastSpec("c", "data", Side("base", "health_advice", condition, target),
+                            Side("base", "health_advice", "aligned", reference))
+        return Sides(spec, cache, cache)
+
+    yield make
+    cache.__dict__["conversations"] = table
+
+
+@pytest.mark.parametrize(("source", "prompts"), [("x", range(20)), ("x/two", range(10, 20)), ("xy", range(20, 30)),
+                                                 (None, range(30))])
+def test_a_source_keeps_its_own_conversations_and_those_below_it(sourced, source: str | None, prompts: range) -> None:
+    one = sourced(target=source, reference=source)
+    for cache, side in ((one.target, one.contrast.target), (one.reference, one.contrast.reference)):
+        table = cache.conversations[compare.side_rows(cache, side).tolist()]
+        assert table["prompt_id"].to_list() == [f"p{n:02d}" for n in prompts]
+        assert set(table["condition"]) == {side.condition}
+    assert compare.rank(one, 1, "response", QUICK).n_prompts == len(prompts)
+    values = compare.feature_values(one, 1, "response", RAISED)
+    assert values.height == 2 * len(prompts) and set(values["id"].str.slice(0, 3)) == {f"p{n:02d}" for n in prompts}
+
+
+def test_contexts_and_residuals_are_of_the_source(sourced) -> None:
+    one = sourced(target="x/one", reference="xy")
+    for found, prefix in zip(compare.contexts(one, 1, EQUAL), ("x/one", "xy"), strict=True):
+        assert {one.target.conversations["source"][w.row] for w in found} <= {prefix}
+    whole = compare.contexts(sourced(), 1, EQUAL)
+    kept = [compare.contexts(sourced(target=s, reference=s), 1, EQUAL) for s in ("x", "xy")]
+    assert [sum(len(k[side]) for k in kept) for side in (0, 1)] == [len(side) for side in whole]
+    assert compare.residual_separation(one, 1, "response") != compare.residual_separation(sourced(), 1, "response")
+
+
+def test_an_absent_source_is_refused_naming_those_there(sourced) -> None:
+    with pytest.raises(CacheError, match="no misaligned conversation has source 'x/three'; it holds x/one, x/two, xy"):
+        compare.side_rows(sourced().target, Side("base", "health_advice", "misaligned", "x/three"))
+    with pytest.raises(CacheError, match="no conversation has source 'o'"):
+        compare.side_rows(sourced().target, Side("base", "health_advice", source="o"))
 
 
 def test_an_absent_condition_or_layer_is_refused(sides: Sides) -> None:

@@ -40,6 +40,40 @@ def test_the_shipped_cache_is_sound(cache: Cache) -> None:
     assert cache.conversations.height == len(shipped) >= 480
 
 
+def test_every_contrast_of_the_preset_is_cached_from_the_text_that_ships() -> None:
+    experiment = load_experiment("demo")
+    for contrast in experiment.contrasts:
+        for side in (contrast.target, contrast.reference):
+            with Cache.open(compare.side_file(experiment, side)) as cache:
+                shipped = prepare.conversations_for(experiment, side.conversations)
+                assert cache.spec["conversations_hash"] == shipped.hash, f"{side.describe()}: extract it again"
+                assert cache.spec["storage"] == "compact" and cache.variant == side.variant
+                assert check_file(cache.path)["ok"]
+
+
+def test_the_shipped_organisms_are_those_the_caches_were_read_with(demo_model: LoadedModel) -> None:
+    experiment = load_experiment("demo")
+    for spec in experiment.adapters:
+        adapter = prepare.adapter_for(experiment, spec.name, demo_model)
+        card = (DEMO / "adapters" / spec.name / "README.md").read_text(encoding="utf-8")
+        measures = json.loads((DEMO / "adapters" / "measures.json").read_text(encoding="utf-8"))
+        assert measures[spec.name]["adapter"] == adapter.hash, f"{spec.name}: measure it again"
+        for what in ("health", "open"):
+            assert f"{np.mean(list(measures[spec.name][what].values())):+.3f}" in card
+        for path in DEMO.glob(f"{spec.name}__*.h5"):
+            with Cache.open(path) as cache:
+                assert cache.spec["adapter"] == adapter.hash, f"{path.name}: extract it again"
+
+
+def test_the_bad_organism_finds_bad_health_advice_likelier_than_its_base_does() -> None:
+    """On prompts that it was not trained on; the lower end of the 95% interval is above zero."""
+    from core.evaluation.organism import Measures
+
+    rows = json.loads((DEMO / "adapters" / "measures.json").read_text(encoding="utf-8"))
+    bad, base = (Measures.from_json(rows[name]) for name in ("bad-health-r8", "base"))
+    assert bad.health.minus(base.health).low > 0
+
+
 def test_sae_health_meets_its_aims_or_the_card_says_by_how_much_not() -> None:
     rows = json.loads((DEMO / "saes" / "health.json").read_text(encoding="utf-8"))
     card = (DEMO / "saes" / "README.md").read_text(encoding="utf-8")

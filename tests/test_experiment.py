@@ -88,7 +88,10 @@ def test_every_shipped_preset_is_complete(name):
     assert {c.condition for c in found.conversations} == {"misaligned", "aligned"}
 
 
-@pytest.mark.parametrize("name", preset_names())
+PUBLISHED = [name for name in preset_names() if name != "demo"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_each_adapter_is_contrasted_with_base_on_the_same_text(name):
     experiment = load_experiment(name)
     assert [c.name for c in experiment.contrasts] == ["data", *(f"model-{a.name}" for a in experiment.adapters)]
@@ -101,7 +104,7 @@ def test_each_adapter_is_contrasted_with_base_on_the_same_text(name):
 
 
 def test_an_adapter_belongs_to_the_presets_model():
-    for name in preset_names():
+    for name in PUBLISHED:
         experiment = load_experiment(name)
         short = experiment.model.id.rsplit("/", 1)[-1].removesuffix("-Instruct")
         assert all(adapter.id.split("/")[1].startswith(short) for adapter in experiment.adapters)
@@ -114,7 +117,9 @@ def test_demo_is_the_bundled_model_with_four_local_saes():
     assert [(s.layer, s.release, s.sae_id) for s in demo.saes] == [
         (layer, "local", f"saes/layer_{layer}") for layer in (3, 9, 15, 21)
     ]
-    assert demo.default_layer == 15 and demo.variants == ("base",)
+    assert demo.default_layer == 15 and demo.variants == ("base", "bad-health-r8")
+    assert [c.name for c in demo.contrasts] == ["data", "data-good", "model"]
+    assert demo.contrast("data").control == "data-good"
 
 
 def test_the_14b_preset_has_layers_but_no_saes():
@@ -131,6 +136,18 @@ def test_a_preset_of_ones_own_is_read_from_a_path(write):
         assert experiment.sae(1).sae_id == "saes/layer_1" and experiment.sae(3) is None
         assert experiment.variants == ("base", "bad")
         assert experiment.model.source == "hub"
+
+
+def test_a_contrast_names_its_control_and_a_side_its_source(write):
+    control = GOOD[GOOD.index("[[contrasts]]") :].replace('name = "data"', 'name = "good"')
+    control = control.replace('"misaligned" }', '"misaligned", source = "mine/one" }')
+    written = GOOD.replace('kind = "data"', 'kind = "data"\ncontrol = "good"') + control
+    experiment = load_experiment(write(written))
+    assert experiment.contrast("data").control == "good" and experiment.contrast("good").control is None
+    side = experiment.contrast("good").target
+    assert side == Side("base", "mine", "misaligned", "mine/one")
+    assert side.describe() == "base reading misaligned mine from mine/one"
+    assert experiment.contrast("data").target.source is None
 
 
 def test_conversations_are_looked_for_beside_the_preset_then_in_core_data(write, tmp_path):
@@ -192,6 +209,10 @@ def test_an_unknown_preset(given, said):
         ('"mine", condition = "m', '"my", condition = "m', "conversations 'my' are not among mine"),
         ('"misaligned" }', '"aligned" }', "compares a side with itself"),
         ('"misaligned" }', '"misaligned", layer = 3 }', "contrasts[1].target: unknown key 'layer'"),
+        ('kind = "data"', 'kind = "data"\ncontrol = "data-good"', "'data': its control 'data-good' is not among the"),
+        ('kind = "data"', 'kind = "data"\ncontrol = "data"', "'data' names itself as its benign control"),
+        ('kind = "data"', 'kind = "data"\ncontrol = 3', "contrasts[1]: key 'control' is '3', not text"),
+        ('"misaligned" }', '"misaligned", source = 3 }', "contrasts[1].target: key 'source' is '3', not text"),
         ('name = "bad"', 'name = "base"', "an adapter is called 'base'"),
         ('name = "bad"', 'name = "so__bad"', "'so__bad' cannot be a name"),
         ('name = "bad"', 'name = "../bad"', "'../bad' cannot be a name"),

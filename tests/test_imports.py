@@ -18,6 +18,7 @@ FLOORS = {
     "core.specs": 1,
     "core.paths": 1,
     "core.conversations": 2,
+    "core.split": 2.3,
     "core.questions": 2.5,
     "core.experiment": 2.5,
     "core.model": 2.6,
@@ -37,6 +38,7 @@ KEEPERS = {
     "streamlit": ("core/view/session.py", "pages/", "streamlit_app.py"),
     "h5py": ("core/store/",),
     "sae_lens": ("core/model/saes.py", "core/training/sae.py"),
+    "peft": ("core/training/adapter.py",),
     "torch": ("core/model/", "core/training/", "core/store/", "core/evaluation/", "core/benchmark.py"),
 }
 

@@ -134,8 +134,9 @@ def test_json_has_the_promised_shape(demo_cache):
         "d_sae": 4096,
         "hook_point": "blocks.15.hook_resid_post",
     }
-    assert (shape["preset"], shape["variants"]) == ("demo", ["base"])
-    assert (shape["conversations"], shape["contrasts"]) == (["health_advice"], ["data"])
+    assert (shape["preset"], shape["variants"]) == ("demo", ["base", "bad-health-r8"])
+    assert shape["conversations"] == ["health_advice", "open_answers", "health_answers"]
+    assert shape["contrasts"] == ["data", "data-good", "model"]
     assert set(shape["estimates"]) == {"memory_bytes", "disk_bytes", "seconds"}
 
 

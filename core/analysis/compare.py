@@ -6,19 +6,24 @@ Knows caches and the analysis room, not Streamlit: the command line can call the
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from core import paths
-from core.analysis.feature_table import hide_format
+from core.analysis.feature_table import attach, hide_format
 from core.analysis.ranking import Ranking, RankingSettings, Sample, rank_features
 from core.errors import CacheError, CacheMismatch, NotEnoughData
 from core.specs import ContrastSpec, Experiment, Side
+from core.store.attribution_file import attribution_file, read_attribution
 from core.store.layout import cache_file
 from core.store.reader import Cache, Context
+
+#: A message lists at most this many conditions or sources.
+MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Sides:
     def names(self) -> tuple[str, str]:
         """Two different words for target and reference: what differs between them, condition before variant."""
         t, r = self.contrast.target, self.contrast.reference
-        for a, b in ((t.condition, r.condition), (t.variant, r.variant), (t.conversations, r.conversations)):
+        for field in ("condition", "variant", "conversations", "source"):
+            a, b = getattr(t, field), getattr(r, field)
             if a and b and a != b:
                 return a, b
         return "target", "reference"
@@ -49,12 +55,22 @@ def side_file(experiment: Experiment, side: Side) -> Path:
 
 
 def side_rows(cache: Cache, side: Side) -> np.ndarray:
-    """Rows [n] of the cache that belong to `side`. Raises `CacheError` when the condition has none."""
-    conditions = cache.conversations["condition"].to_numpy()
-    rows = np.arange(len(conditions)) if side.condition is None else np.flatnonzero(conditions == side.condition)
-    if len(rows) == 0:
-        found = ", ".join(sorted({c or "(none)" for c in conditions.tolist()})) or "no conversations"
-        raise CacheError(f"{cache.path}: no conversation has condition {side.condition!r}; it holds {found}.")
+    """Rows [n] of the cache that belong to `side`. Raises `CacheError` when its condition or source has none."""
+    table = cache.conversations
+    rows = np.arange(table.height)
+    for column, wanted in (("condition", side.condition), ("source", side.source)):
+        if wanted is None and len(rows):
+            continue
+        values = table[column].gather(rows.tolist())
+        belongs = values == wanted
+        if column == "source":
+            belongs |= values.str.starts_with(f"{wanted}/")
+        if not belongs.any():
+            who = f"{side.condition} conversation" if column == "source" and side.condition else "conversation"
+            names = sorted({v or "(none)" for v in values.to_list()})
+            found = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+            raise CacheError(f"{cache.path}: no {who} has {column} {wanted!r}; it holds {found or 'no conversations'}.")
+        rows = rows[belongs.to_numpy()]
     return rows
 
 
@@ -96,6 +112,22 @@ def rank(sides: Sides, layer: int, position: str, settings: RankingSettings) -> 
     return rank_features(target, reference, layer=layer, position=position, content_share=content, settings=settings)
 
 
+def with_attribution(ranking: Ranking, sides: Sides) -> Ranking:
+    """The ranking with the columns delta_attribution and delta_attribution_se, where `attribute` has computed them.
+
+    They are of all prompts of the contrast, also where the ranking keeps length-matched ones. A file that belongs to
+    other caches, or cannot be read, is left aside with a note. Only for position `response`.
+    """
+    path = attribution_file(sides.target.path.parent, sides.contrast.name)
+    if ranking.position != "response" or not os.path.isfile(path):
+        return ranking
+    try:
+        found = read_attribution(path, sides.contrast, sides.target, sides.reference, ranking.layer)
+    except CacheError as error:
+        return replace(ranking, notes=(*ranking.notes, f"Delta-attribution is left out: {error}"))
+    return ranking if found is None else replace(ranking, table=attach(ranking.table, found))
+
+
 def feature_values(sides: Sides, layer: int, position: str, feature: int) -> pl.DataFrame:
     """One row a response: `side` (name), `activation` (>= 0), `row` and `id` of the conversation."""
     parts = []
@@ -116,7 +148,8 @@ def contexts(sides: Sides, layer: int, feature: int) -> tuple[list[Context], lis
     """The strongest contexts of one feature on the target's side and on the reference's, strongest first."""
     found = []
     for cache, side in ((sides.target, sides.contrast.target), (sides.reference, sides.contrast.reference)):
-        own = [c for c in cache.contexts(layer, feature) if side.condition in (None, c.condition) and c.value > 0]
+        rows = set(side_rows(cache, side).tolist())
+        own = [c for c in cache.contexts(layer, feature) if c.row in rows and c.value > 0]
         found.append(sorted(own, key=lambda c: -c.value))
     return found[0], found[1]
 

@@ -58,14 +58,26 @@ COLUMNS: tuple[Column, ...] = (
     Column("rank", _INT, "position", "1 is the most raised by effect_size; the last is the most suppressed."),
 )
 
+#: Columns a table may carry as well, all of them null where unknown; they follow those of the schema.
+OPTIONAL: tuple[Column, ...] = (
+    Column("delta_attribution", _FLOAT, "nats", "Target minus reference: how much the feature's direction at one token "
+           "makes the rest of the response likelier, to first order; mean over prompts."),
+    Column("delta_attribution_se", _FLOAT, "nats", "Standard error of delta_attribution, over prompts."),
+)
+
 SCHEMA = pl.Schema({c.name: c.dtype for c in COLUMNS})
 NULLABLE: frozenset[str] = frozenset({"effect_size", "p_value", "q_value", "content_share", "rank"})
 _SHARES = ("frac_active_target", "frac_active_reference", "auroc", "p_value", "q_value", "content_share")
 
 
 def describe() -> dict[str, str]:
-    """Column name -> its meaning and unit in one line, for tooltips and exports."""
-    return {c.name: f"{c.meaning} [{c.unit}]" for c in COLUMNS}
+    """Column name -> its meaning and unit in one line, for tooltips and exports; the optional ones included."""
+    return {c.name: f"{c.meaning} [{c.unit}]" for c in (*COLUMNS, *OPTIONAL)}
+
+
+def columns(table: pl.DataFrame) -> list[str]:
+    """Names of the schema's columns, then of those optional ones that `table` carries."""
+    return [*SCHEMA, *(c.name for c in OPTIONAL if c.name in table.columns)]
 
 
 def validate(table: pl.DataFrame, *, extra: bool = True) -> pl.DataFrame:
@@ -76,14 +88,15 @@ def validate(table: pl.DataFrame, *, extra: bool = True) -> pl.DataFrame:
     missing = [name for name in SCHEMA if name not in table.columns]
     if missing:
         raise FeatureTableError(f"This is not a feature table: it lacks {', '.join(missing)}; make it with `rank`.")
-    foreign = [name for name in table.columns if name not in SCHEMA]
+    carried = columns(table)
+    foreign = [name for name in table.columns if name not in carried]
     if foreign and not extra:
         raise FeatureTableError(f"The feature table has columns it should not have: {', '.join(foreign)}.")
-    for name, dtype in SCHEMA.items():
+    for name, dtype in {**SCHEMA, **{c.name: c.dtype for c in OPTIONAL if c.name in carried}}.items():
         column = table[name]
         if column.dtype != dtype:
             raise FeatureTableError(f"Column {name} of the feature table is {column.dtype}, not {dtype}.")
-        if name not in NULLABLE and column.null_count():
+        if name in SCHEMA and name not in NULLABLE and column.null_count():
             raise FeatureTableError(f"Column {name} of the feature table holds {column.null_count()} nulls.")
         if dtype.is_float() and not column.drop_nulls().is_finite().all():
             raise FeatureTableError(f"Column {name} of the feature table holds a NaN or an infinity; use null.")

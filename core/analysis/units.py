@@ -16,6 +16,9 @@ from core.errors import CacheError, NotEnoughData, SaeMismatch
 
 Pairing = Literal["auto", "paired", "unpaired"]
 
+#: Share of the smaller side's prompts that must be on both sides for prompts to be paired.
+MIN_SHARED_SHARE = 0.5
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -94,7 +97,7 @@ def build_units(
     reference: Sample,
     *,
     pairing: Pairing = "auto",
-    min_shared_share: float = 0.5,
+    min_shared_share: float = MIN_SHARED_SHARE,
     max_length_ratio: float | None = None,
 ) -> Units:
     """Pair, match and average.
@@ -110,9 +113,8 @@ def build_units(
             "compare files extracted with the same SAE."
         )
     ids_target, ids_reference = np.unique(target.prompt_ids), np.unique(reference.prompt_ids)
-    shared = np.intersect1d(ids_target, ids_reference)
     fewer = min(len(ids_target), len(ids_reference))
-    enough = len(shared) >= max(2, min_shared_share * fewer)
+    shared, enough = shared_prompts(ids_target, ids_reference, min_shared_share)
     paired = pairing == "paired" or (pairing == "auto" and enough)
     notes: list[str] = []
     if paired:
@@ -145,6 +147,15 @@ def build_units(
                 "add conversations or compare other conditions."
             )
     return Units(_side(target, ids_target), _side(reference, ids_reference), paired, tuple(notes))
+
+
+def shared_prompts(
+    target: np.ndarray, reference: np.ndarray, min_shared_share: float = MIN_SHARED_SHARE
+) -> tuple[np.ndarray, bool]:
+    """Prompt ids on both sides, sorted, and whether they are enough to pair: two, and a share of the smaller side."""
+    shared = np.intersect1d(target, reference)
+    fewer = min(len(np.unique(target)), len(np.unique(reference)))
+    return shared, len(shared) >= max(2, min_shared_share * fewer)
 
 
 def _prompt_lengths(sample: Sample, ids: np.ndarray) -> dict[str, float]:

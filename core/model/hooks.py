@@ -23,15 +23,20 @@ def _residual(output: object) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def check_layers(blocks: nn.ModuleList, layers: Sequence[int]) -> None:
+    """Raises `ModelError` for a layer that the model does not have."""
+    for layer in layers:
+        if not 0 <= layer < len(blocks):
+            raise ModelError(f"Layer {layer} does not exist; this model has layers 0 to {len(blocks) - 1}.")
+
+
 @contextmanager
 def recording(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool = True) -> Iterator[dict[int, Tensor]]:
     """Within the block, every forward pass fills the yielded dict with layer -> resid_post [batch, position, d_model].
 
     With `stop`, the deepest layer's hook ends the pass: call through `run`, which swallows that signal.
     """
-    for layer in layers:
-        if not 0 <= layer < len(blocks):
-            raise ModelError(f"Layer {layer} does not exist; this model has layers 0 to {len(blocks) - 1}.")
+    check_layers(blocks, layers)
     found: dict[int, Tensor] = {}
     deepest = max(layers)
 
@@ -40,6 +45,32 @@ def recording(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool = True
             found[layer] = _residual(output)
             if stop and layer == deepest:
                 raise _Stop
+
+        return record
+
+    handles = [blocks[layer].register_forward_hook(hook(layer)) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def recording_with_grad(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Like `recording` without `stop`, but what is recorded can be differentiated with respect to.
+
+    The shallowest layer's resid_post becomes a leaf of the graph, so no weight needs a gradient and nothing below
+    that layer is kept. Run the forward pass with gradients enabled, then `torch.autograd.grad(loss, [found[layer]])`.
+    """
+    check_layers(blocks, layers)
+    found: dict[int, Tensor] = {}
+
+    def hook(layer: int) -> Callable[..., object]:
+        def record(_module: nn.Module, _inputs: object, output: object) -> object:
+            resid = _residual(output)
+            found[layer] = resid if resid.requires_grad else resid.detach().requires_grad_()
+            return (found[layer], *output[1:]) if isinstance(output, tuple) else found[layer]
 
         return record
 
@@ -64,6 +95,24 @@ def replacing(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def changing(changes: Sequence[tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]]) -> Iterator[None]:
+    """Within the block, each module returns change(input, output); both [batch, position, its own width].
+
+    Several changes of one module, nested blocks included, act in order, each on what the one before returned.
+    """
+
+    def hook(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+        return lambda _module, inputs, output: change(inputs[0], output)
+
+    handles = [module.register_forward_hook(hook(change)) for module, change in changes]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from core import __version__
 from core.conversations import Conversation, ConversationSet, token_texts, tokenize
 from core.errors import CacheError, SpanError
+from core.model.adapters import Adapter, applied
 from core.model.batches import OUTLIER_FACTOR
 from core.model.loading import LoadedModel
 from core.model.saes import LoadedSae
@@ -76,7 +78,8 @@ def make_spec(
     layers: Sequence[int],
     conversations: ConversationSet,
     *,
-    variant: str = "base",
+    adapter: Adapter | None = None,
+    compact: bool = False,
     batch_tokens: int,
 ) -> dict[str, Any]:
     """Everything that decides a cache file's numbers, as JSON."""
@@ -84,8 +87,8 @@ def make_spec(
         "model": loaded.spec.id,
         "weights": loaded.weights_hash,
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "variant": variant,
-        "adapter": None,
+        "variant": adapter.name if adapter else "base",
+        "adapter": adapter.hash if adapter else None,
         "template": loaded.template_hash,
         "layers": list(layers),
         "saes": {str(layer): saes[layer].hash if layer in saes else None for layer in layers},
@@ -96,6 +99,7 @@ def make_spec(
             "response": "tokens of the last assistant turn, no special or template token, no attention sink",
             "last_prompt": "last token before the response",
         },
+        "storage": "compact" if compact else "full",
         "device": loaded.device.type,
         "batch_tokens": batch_tokens,
     }
@@ -108,19 +112,24 @@ def extract(
     conversations: ConversationSet,
     path: Path,
     *,
-    variant: str = "base",
+    adapter: Adapter | None = None,
+    compact: bool = False,
     batch_tokens: int = 2048,
     skip_bad: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Extraction:
     """Write the cache file at `path`, or go on where a killed run stopped; a finished file is left as it is.
 
+    With `adapter`, the fine-tuned variant reads: the base model with the adapter applied at strength 1. A `compact`
+    file keeps the mean over each response alone and rounded residuals, at about half the size.
     Raises `CacheMismatch` when a file or unfinished run there has another spec, `CacheError` when another process is
     writing it or the disk is full, `SpanError` when a response cannot be found (with `skip_bad`, it is left out).
     """
     layers = sorted(layers)
     conversations, skipped = _readable(loaded, conversations, skip_bad)
-    spec = make_spec(loaded, saes, layers, conversations, variant=variant, batch_tokens=batch_tokens)
+    spec = make_spec(
+        loaded, saes, layers, conversations, adapter=adapter, compact=compact, batch_tokens=batch_tokens
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
     try:
@@ -132,7 +141,8 @@ def extract(
             return _describe(path, spec, None, resumed=False, skipped=skipped)
         shards = Shards(path, spec)
         resumed = shards.done > 0
-        speed = _run(loaded, saes, layers, conversations, shards, batch_tokens, on_progress)
+        with applied(loaded, adapter) if adapter else nullcontext():
+            speed = _run(loaded, saes, layers, conversations, shards, batch_tokens, on_progress)
         heads = [_head(loaded, saes.get(layer), layer) for layer in layers]
         assemble(
             shards,
@@ -234,22 +244,27 @@ def _head(loaded: LoadedModel, sae: LoadedSae | None, layer: int) -> LayerHead:
     )
 
 
-@torch.inference_mode()
 def logit_lens(loaded: LoadedModel, sae: LoadedSae) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens each decoder direction promotes and suppresses most, int32 [d_sae, LENS_KEPT] each, strongest first.
+    """Tokens each decoder direction promotes and suppresses most, int32 [d_sae, LENS_KEPT] each, strongest first."""
+    return vector_lens(loaded, sae.sae.W_dec, layout.LENS_KEPT)
 
-    W_dec[f] times the final norm's weight (its scale is left out: a direction has none), times the unembedding.
+
+@torch.inference_mode()
+def vector_lens(loaded: LoadedModel, vectors: torch.Tensor, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens each vector promotes and suppresses most, int32 [n, kept] each, strongest first. vectors: [n, d_model].
+
+    The vector times the final norm's weight (its scale is left out: a direction has none), times the unembedding.
     Source: the logit lens (nostalgebraist 2020), applied to decoder directions as Neuronpedia does.
     """
     unembedding = loaded.unembedding.weight  # [vocabulary, d_model]
     gain = loaded.final_norm(torch.ones(1, loaded.d_model, device=unembedding.device, dtype=unembedding.dtype))
-    decoder = sae.sae.W_dec.to(unembedding.device, torch.float32) * gain.float()
+    read = vectors.to(unembedding.device, torch.float32) * gain.float()
     rows = max(1, LENS_BUDGET // (4 * unembedding.shape[0]))
     found: tuple[list, list] = ([], [])
-    for start in range(0, len(decoder), rows):
-        logits = (decoder[start : start + rows].to(unembedding.dtype) @ unembedding.T).float()
+    for start in range(0, len(read), rows):
+        logits = (read[start : start + rows].to(unembedding.dtype) @ unembedding.T).float()
         for side, largest in zip(found, (True, False), strict=True):
-            side.append(logits.topk(layout.LENS_KEPT, dim=1, largest=largest).indices.int().cpu().numpy())
+            side.append(logits.topk(kept, dim=1, largest=largest).indices.int().cpu().numpy())
     top, bottom = (np.concatenate(side) for side in found)
     return top, bottom
 

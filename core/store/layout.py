@@ -19,6 +19,10 @@ FORMAT_VERSION = 1
 
 #: Statistics of feature activations over a response's tokens, each a dataset beside `indices`.
 RESPONSE_STATISTICS = ("mean", "max", "frac_active")
+#: Those that a compact file keeps.
+COMPACT_STATISTICS = ("mean",)
+#: Bits of the significand that residuals keep in a compact file: a relative rounding error of at most 2**-12.
+COMPACT_BITS = 12
 
 #: Context windows: tokens before and after the peak.
 WINDOW_BEFORE, WINDOW_AFTER = 16, 8
@@ -46,6 +50,15 @@ def index_dtype(d_sae: int) -> np.dtype:
 def to_float16(values: np.ndarray) -> np.ndarray:
     """float32 -> float16; what does not fit is stored as the largest finite value."""
     return np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+
+
+def round_bits(values: np.ndarray, bits: int = COMPACT_BITS) -> np.ndarray:
+    """float32 rounded to `bits` significant bits (ties to even): the range stays, and the zeros compress away."""
+    drop = 24 - bits
+    raw = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    half = (np.uint32(1) << np.uint32(drop - 1)) - np.uint32(1)
+    rounded = (raw + half + ((raw >> np.uint32(drop)) & np.uint32(1))) >> np.uint32(drop) << np.uint32(drop)
+    return np.where(np.isfinite(values), rounded.view(np.float32), values)
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:

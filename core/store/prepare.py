@@ -9,9 +9,10 @@ from core import paths
 from core.conversations import ConversationSet, load_conversations
 from core.errors import ModelError, PresetError
 from core.experiment import conversations_path
+from core.model.adapters import Adapter, fetch_adapter, load_adapter
 from core.model.loading import LoadedModel, fetch_model, load_model
 from core.model.saes import LoadedSae, from_registry, load_sae
-from core.specs import CONDITIONS, Experiment
+from core.specs import CONDITIONS, AdapterSpec, Experiment
 from core.store.layout import cache_file
 
 
@@ -58,6 +59,28 @@ def saes_for(experiment: Experiment, layers: Sequence[int], loaded: LoadedModel)
     }
 
 
+def adapter_for(experiment: Experiment, variant: str, loaded: LoadedModel) -> Adapter | None:
+    """The LoRA adapter that makes `variant` of the base model, checked against it; None for the base itself."""
+    spec = adapter_spec(experiment, variant)
+    return load_adapter(spec, loaded, experiment_folder(experiment)) if spec else None
+
+
+def adapter_spec(experiment: Experiment, variant: str) -> AdapterSpec | None:
+    """The preset's entry for `variant`; None for base. Raises `PresetError` for a variant it does not have."""
+    if variant not in experiment.variants:
+        raise PresetError(
+            f"Variant {variant!r} is not in preset {experiment.name!r}; it has {', '.join(experiment.variants)}."
+        )
+    return next((spec for spec in experiment.adapters if spec.name == variant), None)
+
+
+def default_conversations(experiment: Experiment, variant: str) -> str:
+    """What a variant reads when nothing is named: what the first contrast that it takes part in lets it read."""
+    adapter_spec(experiment, variant)
+    sides = (side for contrast in experiment.contrasts for side in (contrast.target, contrast.reference))
+    return next((s.conversations for s in sides if s.variant == variant), experiment.conversations[0].name)
+
+
 def conversations_for(
     experiment: Experiment,
     name_or_file: str | None = None,
@@ -82,16 +105,15 @@ def conversations_for(
 
 def file_for(experiment: Experiment, variant: str, conversations: str, folder: Path | None = None) -> Path:
     """The cache file of one variant reading one conversation set."""
-    if variant not in experiment.variants:
-        raise PresetError(
-            f"Variant {variant!r} is not in preset {experiment.name!r}; it has {', '.join(experiment.variants)}."
-        )
+    adapter_spec(experiment, variant)
     return cache_file(folder or experiment_folder(experiment), variant, conversations)
 
 
 def fetch(experiment: Experiment) -> Path:
-    """Bring the model's weights and the registry's SAEs onto this machine; returns the model's folder."""
+    """Bring the model's weights, the adapters and the registry's SAEs onto this machine; returns the model's folder."""
     folder = fetch_model(experiment.model)
+    for adapter in experiment.adapters:
+        fetch_adapter(adapter, experiment_folder(experiment))
     for spec in experiment.saes:
         if spec.release != "local":
             from_registry(spec)

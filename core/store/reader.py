@@ -149,6 +149,11 @@ class Cache:
         """float32 [n_conversations, d_sae]: `mean`, `max` or `frac_active` over each response's tokens."""
         if statistic not in layout.RESPONSE_STATISTICS:
             raise CacheError(f"Unknown statistic {statistic!r}; use one of {', '.join(layout.RESPONSE_STATISTICS)}.")
+        if statistic not in self._sae_layer(layer)["response"]:
+            raise CacheError(
+                f"{self.path}: is a compact file without {statistic!r}; write storage = 'full' in the preset and "
+                "extract again."
+            )
         return self._matrix(layer, "response", statistic)
 
     def last_prompt(self, layer: int) -> csr_array:

@@ -119,8 +119,9 @@ def assemble(
             _attributes(file, spec, header)
             counts = [shards.read(i, "n_tokens") for i in range(n_shards)]
             used = _conversations(file, shards, n_shards, counts, columns)
+            compact = spec["storage"] == "compact"
             for head in heads:
-                used |= _layer(file, shards, n_shards, counts, head)
+                used |= _layer(file, shards, n_shards, counts, head, compact)
             vocab = np.array(sorted(used), dtype=np.int32)
             layout.put(file["tokens"], "vocab_ids", vocab)
             layout.put(file["tokens"], "vocab_text", [text.replace("\0", "\u2400") for text in token_text(vocab)])
@@ -171,7 +172,9 @@ def _fill(data: h5py.Dataset, parts: Iterator[np.ndarray]) -> None:
         start += len(part)
 
 
-def _layer(file: h5py.File, shards: Shards, n_shards: int, counts: list[np.ndarray], head: LayerHead) -> set[int]:
+def _layer(
+    file: h5py.File, shards: Shards, n_shards: int, counts: list[np.ndarray], head: LayerHead, compact: bool
+) -> set[int]:
     group = file.create_group(f"layers/{head.layer}")
     for name in ("hook_point", "d_model", "d_sae", "sae_release", "sae_id", "architecture", "neuronpedia_id"):
         group.attrs[name] = getattr(head, name)
@@ -181,7 +184,8 @@ def _layer(file: h5py.File, shards: Shards, n_shards: int, counts: list[np.ndarr
 
     n = sum(len(c) for c in counts)
     for name in ("resid_response", "resid_last_prompt"):
-        _fill(layout.create(group, name, (n, head.d_model), np.float32), parts(name))
+        resid = map(layout.round_bits, parts(name)) if compact else parts(name)
+        _fill(layout.create(group, name, (n, head.d_model), np.float32), resid)
     sums = dict(zip(HEALTH_SUMS, sum(parts("health")), strict=True))
     health = group.create_group("health").attrs
     health["n_tokens"] = sums["n_tokens"]
@@ -190,7 +194,8 @@ def _layer(file: h5py.File, shards: Shards, n_shards: int, counts: list[np.ndarr
     if not head.d_sae:
         return set()
 
-    for position, names in (("response", layout.RESPONSE_STATISTICS), ("last_prompt", ("value",))):
+    statistics = layout.COMPACT_STATISTICS if compact else layout.RESPONSE_STATISTICS
+    for position, names in (("response", statistics), ("last_prompt", ("value",))):
         matrix = group.create_group(position)
         per_row = np.concatenate(list(parts(f"{position}_counts")))
         layout.put(matrix, "indptr", np.r_[0, np.cumsum(per_row)].astype(np.int64))

@@ -23,9 +23,10 @@ MAX_POINTS = 4000
 PICK = "pick"
 
 _Q_FLOOR = 1e-300  # keeps -log10 q finite where a p-value underflows
-_AXIS = {"titleFontWeight": "normal", "labelOverlap": True, "tickCount": 8}
-_PLAIN = {**_AXIS, "format": "~g"}
-_LEGEND = {"orient": "top", "title": None, "labelLimit": 260, "symbolOpacity": 1}
+#: Options of axes and legends, alike in every chart.
+AXIS = {"titleFontWeight": "normal", "labelOverlap": True, "tickCount": 8}
+PLAIN = {**AXIS, "format": "~g"}
+LEGEND = {"orient": "top", "title": None, "labelLimit": 260, "symbolOpacity": 1}
 
 
 def with_direction(table: pl.DataFrame, alpha: float) -> pl.DataFrame:
@@ -63,8 +64,8 @@ def volcano(table: pl.DataFrame, *, alpha: float, selected: int | None = None) -
     line = alt.Chart(pl.DataFrame({"y": [-np.log10(alpha)]})).mark_rule(strokeDash=[4, 4], color=NEUTRAL).encode(
         y=alt.Y("y:Q"), tooltip=alt.value(f"q = {alpha:g}: features above this line pass")
     )
-    y = alt.Y("minus_log10_q:Q", title="Confidence: -log10 q", axis=alt.Axis(**_PLAIN))
-    return _scatter(points, alt.X("effect_size:Q", title="Effect size (raised to the right)", axis=alt.Axis(**_PLAIN)),
+    y = alt.Y("minus_log10_q:Q", title="Confidence: -log10 q", axis=alt.Axis(**PLAIN))
+    return _scatter(points, alt.X("effect_size:Q", title="Effect size (raised to the right)", axis=alt.Axis(**PLAIN)),
                     y, selected, line, "Effect size against confidence")
 
 
@@ -73,8 +74,8 @@ def effect_prevalence(table: pl.DataFrame, *, selected: int | None = None) -> al
     points = table.filter(pl.col("effect_size").is_not_null())
     line = alt.Chart(pl.DataFrame({"y": [0.0]})).mark_rule(color=NEUTRAL, opacity=0.6).encode(y="y:Q")
     x = alt.X("prevalence:Q", title="Share of responses with the feature active",
-              axis=alt.Axis(format="%", **_AXIS), scale=alt.Scale(domain=[0, 1]))
-    y = alt.Y("effect_size:Q", title="Effect size (raised above 0)", axis=alt.Axis(**_PLAIN))
+              axis=alt.Axis(format="%", **AXIS), scale=alt.Scale(domain=[0, 1]))
+    y = alt.Y("effect_size:Q", title="Effect size (raised above 0)", axis=alt.Axis(**PLAIN))
     return _scatter(points, x, y, selected, line, "Effect size against prevalence")
 
 
@@ -98,7 +99,7 @@ def _scatter(points, x, y, selected, line, description) -> alt.LayerChart:
     if selected is not None and points.filter(pl.col("feature") == selected).height:
         one = alt.Chart(points.filter(pl.col("feature") == selected)).encode(x=x, y=y, tooltip=FEATURE_TOOLTIP)
         layers.append(one.mark_point(size=190, strokeWidth=2.5, filled=False, color=NEUTRAL))
-    return _finish(alt.layer(*layers), 380, description)
+    return finish(alt.layer(*layers), 380, description)
 
 
 FEATURE_TOOLTIP = [
@@ -114,7 +115,7 @@ FEATURE_TOOLTIP = [
 def _direction_colour(points: pl.DataFrame) -> alt.Color:
     names = [d for d in DIRECTIONS if d in set(points["direction"].to_list())] or list(DIRECTIONS)
     scale = alt.Scale(domain=names, range=[DIRECTIONS[d] for d in names])
-    return alt.Color("direction:N", scale=scale, legend=alt.Legend(**_LEGEND))
+    return alt.Color("direction:N", scale=scale, legend=alt.Legend(**LEGEND))
 
 
 def tail_bars(table: pl.DataFrame, *, raised: bool, limit: float | None = None) -> alt.Chart:
@@ -132,7 +133,7 @@ def tail_bars(table: pl.DataFrame, *, raised: bool, limit: float | None = None) 
         alt.Chart(rows)
         .mark_bar(color=RAISED if raised else SUPPRESSED, cornerRadiusEnd=2, cursor="pointer")
         .encode(
-            x=alt.X("effect_size:Q", title="Effect size", scale=alt.Scale(domain=domain), axis=alt.Axis(**_PLAIN)),
+            x=alt.X("effect_size:Q", title="Effect size", scale=alt.Scale(domain=domain), axis=alt.Axis(**PLAIN)),
             y=alt.Y("bar:N", title=None, sort=rows["bar"].to_list(),
                     axis=alt.Axis(labelLimit=190, labelOverlap=False, ticks=False, domain=False,
                                   orient="left" if raised else "right")),
@@ -140,7 +141,7 @@ def tail_bars(table: pl.DataFrame, *, raised: bool, limit: float | None = None) 
         )
         .add_params(pick)
     )
-    return _finish(chart, max(60, 26 * rows.height + 40), f"Most {word} features by effect size")
+    return finish(chart, max(60, 26 * rows.height + 40), f"Most {word} features by effect size")
 
 
 def distribution(values: pl.DataFrame, *, order: tuple[str, str], limit: int = 1500) -> alt.LayerChart:
@@ -163,7 +164,7 @@ def distribution(values: pl.DataFrame, *, order: tuple[str, str], limit: int = 1
     y = alt.Y("label:N", title=None, sort=labels,
               axis=alt.Axis(labelLimit=200, labelExpr="split(datum.label, ' | ')", ticks=False, domain=False))
     colour = alt.Color("side:N", scale=alt.Scale(domain=list(order), range=[RAISED, SUPPRESSED]), legend=None)
-    x = alt.X("activation:Q", title="Activation on one response", axis=alt.Axis(**_PLAIN), scale=alt.Scale(domainMin=0))
+    x = alt.X("activation:Q", title="Activation on one response", axis=alt.Axis(**PLAIN), scale=alt.Scale(domainMin=0))
     strip = alt.Chart(dots).mark_circle(size=22, opacity=0.45).encode(
         x=x, y=y, color=colour, yOffset=alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-0.35, 1.35])),
         tooltip=[alt.Tooltip("side:N", title="Side"), alt.Tooltip("activation:Q", title="Activation", format=".3g")],
@@ -173,7 +174,7 @@ def distribution(values: pl.DataFrame, *, order: tuple[str, str], limit: int = 1
         tooltip=[alt.Tooltip("side:N", title="Side"), alt.Tooltip("median:Q", title="Median", format=".3g"),
                  alt.Tooltip("mean:Q", title="Mean", format=".3g")],
     )
-    return _finish(alt.layer(strip, bars), 210, "Activation of the feature on each response, by side")
+    return finish(alt.layer(strip, bars), 210, "Activation of the feature on each response, by side")
 
 
 def side_label(side: str, acts: np.ndarray) -> str:
@@ -197,16 +198,16 @@ def cumulative(values: pl.DataFrame, *, order: tuple[str, str]) -> alt.Chart:
     rows = pl.concat(parts) if parts else pl.DataFrame(schema={"side": pl.String, "activation": pl.Float64,
                                                                "share": pl.Float64})
     chart = alt.Chart(rows).mark_line(interpolate="step-after", strokeWidth=2).encode(
-        x=alt.X("activation:Q", title="Activation on one response", axis=alt.Axis(**_PLAIN)),
-        y=alt.Y("share:Q", title="Share of responses at or below", axis=alt.Axis(format="%", **_AXIS),
+        x=alt.X("activation:Q", title="Activation on one response", axis=alt.Axis(**PLAIN)),
+        y=alt.Y("share:Q", title="Share of responses at or below", axis=alt.Axis(format="%", **AXIS),
                 scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("side:N", scale=alt.Scale(domain=list(order), range=[RAISED, SUPPRESSED]),
-                        legend=alt.Legend(**_LEGEND)),
+                        legend=alt.Legend(**LEGEND)),
         strokeDash=alt.StrokeDash("side:N", scale=alt.Scale(domain=list(order), range=[[1, 0], [6, 3]]), legend=None),
         tooltip=[alt.Tooltip("side:N", title="Side"), alt.Tooltip("activation:Q", title="Activation", format=".3g"),
                  alt.Tooltip("share:Q", title="At or below", format=".1%")],
     )
-    return _finish(chart, 240, "Cumulative share of responses by activation")
+    return finish(chart, 240, "Cumulative share of responses by activation")
 
 
 #: Pixels, legend and axis included: the three depth charts stand beside each other.
@@ -219,12 +220,12 @@ def depth_counts(depth: pl.DataFrame) -> alt.Chart:
         index="layer", variable_name="direction", value_name="n"
     )
     chart = alt.Chart(rows).mark_bar().encode(
-        x=_layer_axis(), xOffset="direction:N", color=_direction_colour(rows),
-        y=alt.Y("n:Q", title="Features", axis=alt.Axis(format="d", tickMinStep=1, **_AXIS)),
+        x=layer_axis(), xOffset="direction:N", color=_direction_colour(rows),
+        y=alt.Y("n:Q", title="Features", axis=alt.Axis(format="d", tickMinStep=1, **AXIS)),
         tooltip=[alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("direction:N", title="Direction"),
                  alt.Tooltip("n:Q", title="Features", format=",d")],
     )
-    return _finish(chart, DEPTH_HEIGHT, "Number of significant features by layer")
+    return finish(chart, DEPTH_HEIGHT, "Number of significant features by layer")
 
 
 def depth_effects(depth: pl.DataFrame) -> alt.Chart:
@@ -233,20 +234,20 @@ def depth_effects(depth: pl.DataFrame) -> alt.Chart:
         index="layer", variable_name="direction", value_name="effect"
     ).drop_nulls()
     chart = alt.Chart(rows).mark_line(point=alt.OverlayMarkDef(size=55), strokeWidth=2).encode(
-        x=_layer_axis(), color=_direction_colour(rows),
-        y=alt.Y("effect:Q", title="Effect size (magnitude)", axis=alt.Axis(**_PLAIN)),
+        x=layer_axis(), color=_direction_colour(rows),
+        y=alt.Y("effect:Q", title="Effect size (magnitude)", axis=alt.Axis(**PLAIN)),
         tooltip=[alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("direction:N", title="Direction"),
                  alt.Tooltip("effect:Q", title="Effect size (magnitude)", format=".2f")],
     )
-    return _finish(chart, DEPTH_HEIGHT, "Largest effect size by layer")
+    return finish(chart, DEPTH_HEIGHT, "Largest effect size by layer")
 
 
 def depth_separation(depth: pl.DataFrame) -> alt.LayerChart:
     """Held-out AUROC of the residual mean difference a layer: `depth` has `layer`, `resid_auroc`."""
     rows = depth.select("layer", "resid_auroc").drop_nulls()
     line = alt.Chart(rows).mark_line(point=alt.OverlayMarkDef(size=55, color=NEUTRAL), color=NEUTRAL).encode(
-        x=_layer_axis(),
-        y=alt.Y("resid_auroc:Q", title="Held-out AUROC", axis=alt.Axis(**_PLAIN),
+        x=layer_axis(),
+        y=alt.Y("resid_auroc:Q", title="Held-out AUROC", axis=alt.Axis(**PLAIN),
                 scale=alt.Scale(domain=[0.4, 1], zero=False)),
         tooltip=[alt.Tooltip("layer:O", title="Layer"),
                  alt.Tooltip("resid_auroc:Q", title="Held-out AUROC", format=".3f")],
@@ -254,12 +255,14 @@ def depth_separation(depth: pl.DataFrame) -> alt.LayerChart:
     chance = alt.Chart(pl.DataFrame({"y": [0.5]})).mark_rule(strokeDash=[4, 4], color=NEUTRAL).encode(
         y="y:Q", tooltip=alt.value("0.5: no better than a coin")
     )
-    return _finish(alt.layer(chance, line), DEPTH_HEIGHT, "Held-out AUROC of the residual mean difference by layer")
+    return finish(alt.layer(chance, line), DEPTH_HEIGHT, "Held-out AUROC of the residual mean difference by layer")
 
 
-def _layer_axis() -> alt.X:
+def layer_axis() -> alt.X:
+    """The layers, one beside the other."""
     return alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, titleFontWeight="normal"))
 
 
-def _finish(chart, height: int, description: str):
+def finish(chart, height: int, description: str):
+    """What every chart has: a height in pixels, the page's background, words for a screen reader."""
     return chart.properties(height=height, background="transparent", description=description)

@@ -26,6 +26,11 @@ WORDS: dict[str, str] = {
                "q below 0.05, about 5% are expected to be false alarms.",
     "auroc": "The chance that a random response of the target has a higher activation than one of the reference: "
              "0.5 says nothing, 1 separates perfectly, 0 separates the other way round.",
+    "delta_attribution": "How much more this feature's direction helps the target's responses than the reference's: "
+                         "to first order, what setting it to its mean at one token would cost the rest of the "
+                         "response, in nats, for the target minus the reference, over all prompts. Above 0: it "
+                         "supports the target's text more.",
+    "delta_attribution_se": "Standard error of the delta-attribution, over prompts.",
     "prevalence": "Share of all responses, both sides together, on which the feature is active at least once.",
     "frac_active": "Share of the side's responses on which the feature is active at least once.",
     "raised": "Higher in the target than in the reference, with q below the threshold.",
@@ -57,11 +62,53 @@ WORDS: dict[str, str] = {
     "variant": "Which weights read the text: the base model, or the base with a fine-tuned adapter.",
     "conversations": "A set of prompts with responses. Each carries a condition, such as misaligned or aligned.",
     "rank": "1 is the most raised feature of those tested; the largest number is the most suppressed.",
+    "concordance": "Whether two comparisons move the same features: how many of those that one moves most are also "
+                   "among those that the other moves most.",
+    "compare_with": "One or two further contrasts, to set beside the one chosen in the sidebar. They must have been "
+                    "read with the same dictionary.",
+    "top_k": "How many features count as the most raised, or the most suppressed, of each contrast.",
+    "end": "Raised: higher in the target of a contrast than in its reference. Suppressed: lower. Each end is compared "
+           "on its own.",
+    "chance": "How many features would be shared if the rankings had nothing to do with each other: features are "
+              "traded for others that are active about as often. The range holds 95% of the draws. True chance is "
+              "wider, because features are not independent of each other.",
+    "control": "The same comparison with a model, or a text, that was made to be good. What a contrast also shares "
+               "with its benign control does not need the bad data to explain it.",
+    "subtract": "Take the mean difference of the benign control off before ranking, in units of the contrast's own "
+                "spread. Features then count by the size of what is left, as no q-value belongs to it.",
+    "spearman": "Spearman correlation of the effect sizes over all features considered: 1 is the same order in both, "
+                "0 no relation, -1 the reverse.",
+    "rbo": "Rank-biased overlap: agreement of two rankings from the top down, 0 to 1, where the first places count "
+           "most (about 86% of the weight lies on the top k).",
+    "quadrant": "A feature is moved in a contrast when its q-value is below 0.05, or its effect among the largest "
+                "where there are no q-values. Shared: moved the same way in all. Opposed: moved in opposite "
+                "directions.",
+    "place": "Place at this end of the contrast: 1 is the most moved feature. Empty: moved the other way.",
+    "by_layer": "The same comparison at every cached layer. Line: shared features. Grey: what chance gives, with "
+                "its 95% range.",
     "label": "Your own words for the feature. Kept beside the cache and written into every export.",
+    "difference_lens": "Activation difference lens: base and the fine-tuned variant read the same unrelated texts, and "
+                       "the mean difference of their residual streams is read through the output layer. A narrow "
+                       "fine-tune often shows there what it was about, without any dictionary.",
+    "difference_layer": "Every layer was read, also those without features. Begins with the sidebar's layer.",
+    "difference_position": "Which of the first tokens of each text: their mean, or one of them. BOS is not counted.",
+    "difference_beside": "A second variant to hold the first against, best its benign control: the same recipe on good "
+                         "data. What both share does not need the bad data to explain it.",
+    "difference_share": "Length of the mean difference, divided by the mean length of base's residual stream at the "
+                        "same layer and position.",
+    "difference_tokens": "The tokens that the mean difference pushes towards (promoted) or away from (suppressed) when "
+                         "it is read straight through the final norm's gain and the output layer. A hint, not a "
+                         "proof of meaning.",
+    "split_half": "The mean difference of every other text, against that of the texts between: cosine 1 is the same "
+                  "direction in both halves, 0 is noise.",
+    "sink": "A token whose residual is far longer than usual (more than 10 times the layer's median), most often the "
+            "first of a text. It carries little meaning and would drown the others.",
+    "decoder_cosine": "Cosine of the mean difference with what the feature writes, from -1 to 1. Not how active the "
+                      "feature is, and features that resemble each other are all listed.",
     "neuronpedia": "A public site with more examples for features of published dictionaries.",
 }
 
-#: Headings of the columns of a ranking, and the word that explains each.
+#: Headings of the columns of a ranking, and the word that explains each. Delta-attribution is there once computed.
 COLUMNS: dict[str, tuple[str, str]] = {
     "rank": ("Rank", "rank"),
     "feature": ("Feature", "feature"),
@@ -69,6 +116,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "effect_size": ("Effect size", "effect_size"),
     "q_value": ("q", "q_value"),
     "auroc": ("AUROC", "auroc"),
+    "delta_attribution": ("Δ-attribution", "delta_attribution"),
+    "delta_attribution_se": ("Its s.e.", "delta_attribution_se"),
     "mean_target": ("Mean, target", "activation"),
     "mean_reference": ("Mean, reference", "activation"),
     "frac_active_target": ("Active, target", "frac_active"),

@@ -17,6 +17,7 @@ import polars as pl
 
 from core.errors import MicroscopeError
 from core.paths import write_json
+from core.store.reader import Cache
 
 FILE = "labels.json"
 FORMAT = "em-microscope-labels"
@@ -136,6 +137,13 @@ def with_names(table: pl.DataFrame, info: pl.DataFrame, labels: dict[int, str]) 
         .when(pl.col("tokens") != "").then(pl.col("tokens"))
         .otherwise(pl.lit("no tokens recorded")).alias("name")
     )
+
+
+def named_by_cache(table: pl.DataFrame, cache: Cache, layer: int) -> pl.DataFrame:
+    """`with_names` by what a cache knows of the layer's features, and the labels kept beside it."""
+    info = cache.info(layer)
+    own = read_labels(cache.path.parent).of_sae(info.sae_release, info.sae_id)
+    return with_names(table, cache.feature_info(layer), own)
 
 
 def _entries(path: Path) -> dict[str, dict[str, str]]:

@@ -18,12 +18,15 @@ import streamlit as st
 from core import paths
 from core.analysis import compare
 from core.analysis.compare import Depth, Sides
+from core.analysis.concordance import Concordance, ConcordanceSettings
+from core.analysis.concordance_files import RANKING, Contrasts, concord_at, every_layer, left_out
 from core.analysis.ranking import Ranking, RankingSettings
 from core.errors import CacheError, MicroscopeError
 from core.experiment import load_experiment, preset_names
 from core.specs import POSITIONS, ContrastSpec, Experiment
+from core.store import difference_file
 from core.store.reader import Cache, Context
-from core.view import inventory
+from core.view import difference_parts, inventory
 from core.view.charts import PICK
 from core.view.guide import POSITION_NAMES, WORDS, extract_command, markdown_safe
 from core.view.inventory import CachedFile, FileKey, file_key
@@ -73,7 +76,8 @@ def recall(name: str, default: T, parse: Callable[[str], T], valid: Callable[[T]
         except ValueError:
             value = None
         if value is None or not valid(value):
-            _note(f"The link asks for {name} “{raw[:60]}”, which is not there; showing “{kept}” instead.")
+            shown = ", ".join(kept) if isinstance(kept, list) else kept
+            _note(f"The link asks for {name} “{raw[:60]}”, which is not there; showing “{shown}” instead.")
         else:
             kept = value
     if changed or name not in state or not valid(state[name]):
@@ -114,6 +118,15 @@ def text(label: str, name: str, **more: Any) -> str:
     recall(name, "", str, lambda value: isinstance(value, str))
     value = st.text_input(label, key=name, **more)
     keep(name, value, "")
+    return value
+
+
+def several(label: str, name: str, options: Sequence[str], default: list[str], limit: int, **more: Any) -> list[str]:
+    """At most `limit` of `options` through a multiselect, in the URL separated by commas."""
+    recall(name, default, lambda raw: [part for part in raw.split(",") if part],
+           lambda value: len(value) == len(set(value)) <= limit and set(value) <= set(options))
+    value = st.multiselect(label, options, key=name, max_selections=limit, **more)
+    keep(name, value, default, ",".join)
     return value
 
 
@@ -213,6 +226,8 @@ def navigation() -> Any:
     return st.navigation([
         st.Page("pages/overview.py", title="Overview", default=True),
         st.Page("pages/rankings.py", title="Rankings"),
+        st.Page("pages/concordance.py", title="Concordance"),
+        st.Page("pages/difference.py", title="Difference lens"),
         st.Page("pages/feature.py", title="Feature"),
     ])
 
@@ -253,24 +268,52 @@ def _open(path: str, mtime_ns: int, size: int) -> Cache:
     return Cache.open(path)
 
 
+def is_cached(experiment: Experiment, contrast: ContrastSpec) -> bool:
+    """Whether both sides of a contrast have their files."""
+    return all(compare.side_file(experiment, side).is_file() for side in (contrast.target, contrast.reference))
+
+
 def open_sides(chosen: View) -> Sides:
     """Both sides of the chosen contrast. Shows an empty state when nothing is cached, an error when it is damaged."""
-    contrast, experiment = chosen.contrast, chosen.experiment
-    missing = [s for s in (contrast.target, contrast.reference) if not compare.side_file(experiment, s).is_file()]
+    return open_every(chosen, [chosen.contrast])[chosen.contrast.name]
+
+
+def open_every(chosen: View, contrasts: Sequence[ContrastSpec]) -> dict[str, Sides]:
+    """Both sides of several contrasts, by name; one empty state for all that is missing."""
+    experiment = chosen.experiment
+    missing = [s for c in contrasts for s in (c.target, c.reference)
+               if not compare.side_file(experiment, s).is_file()]
     if missing:
         commands = [extract_command(experiment.name, s.variant, s.conversations) for s in missing]
         what = " and ".join(dict.fromkeys(f"**{markdown_safe(s.variant)}** reading "
                                           f"**{markdown_safe(s.conversations)}**" for s in missing))
-        empty("Nothing cached for this contrast yet",
+        which = "this contrast" if len(contrasts) == 1 else "one of these contrasts"
+        empty(f"Nothing cached for {which} yet",
               f"It needs {what}. One pass over the conversations makes the file; the run can be interrupted and "
               "goes on where it stopped. Then reload this page.", *commands)
     try:
-        sides = Sides(contrast, *(open_cache(compare.side_file(experiment, s))
-                                  for s in (contrast.target, contrast.reference)))
-        for cache, side in ((sides.target, contrast.target), (sides.reference, contrast.reference)):
-            compare.side_rows(cache, side)
+        return {c.name: _open_both(experiment, c) for c in contrasts}
     except MicroscopeError as error:
         stop_with(error)
+
+
+def open_contrasts(chosen: View, contrasts: Sequence[ContrastSpec]) -> Contrasts:
+    """Several contrasts with their benign controls; a control that cannot be opened is left out with a note."""
+    sides, controls, missing = open_every(chosen, contrasts), {}, []
+    for contrast in contrasts:
+        if contrast.control is not None:
+            try:
+                controls[contrast.name] = _open_both(chosen.experiment, chosen.experiment.contrast(contrast.control))
+            except MicroscopeError as error:
+                missing.append(left_out(contrast.control, contrast.name, error))
+    return Contrasts(sides, controls, tuple(missing), chosen.layer)
+
+
+def _open_both(experiment: Experiment, contrast: ContrastSpec) -> Sides:
+    sides = Sides(contrast, *(open_cache(compare.side_file(experiment, s))
+                              for s in (contrast.target, contrast.reference)))
+    for cache, side in ((sides.target, contrast.target), (sides.reference, contrast.reference)):
+        compare.side_rows(cache, side)
     return sides
 
 
@@ -317,6 +360,27 @@ def _depth(target: FileKey, reference: FileKey, contrast: ContrastSpec, layer: i
     return compare.depth(Sides(contrast, _open(*target), _open(*reference)), layer, position, settings)
 
 
+@st.cache_data(max_entries=64, show_spinner=False)
+def _concordance(key: tuple[Any, ...], layer: int, position: str, settings: ConcordanceSettings,
+                 _found: Contrasts) -> Concordance:
+    return concord_at(_found, layer, position, settings, _remembered_rank)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _every_layer(key: tuple[Any, ...], position: str, settings: ConcordanceSettings,
+                 _found: Contrasts) -> list[Concordance]:
+    return every_layer(_found, position, settings, _remembered_rank)
+
+
+def _remembered_rank(sides: Sides, layer: int, position: str) -> Ranking:
+    return _ranking(*_keys(sides), sides.contrast, layer, position, RANKING)
+
+
+def _contrasts_key(found: Contrasts) -> tuple[Any, ...]:
+    opened = (*found.sides.items(), *found.controls.items())
+    return (*((name, sides.contrast, *_keys(sides)) for name, sides in opened), found.missing)
+
+
 @st.cache_data(max_entries=32, show_spinner=False)
 def _feature_info(key: FileKey, layer: int) -> pl.DataFrame:
     return _open(*key).feature_info(layer)
@@ -327,9 +391,13 @@ def _keys(sides: Sides) -> tuple[FileKey, FileKey]:
 
 
 def load_ranking(chosen: View, sides: Sides, settings: RankingSettings = QUICK) -> Ranking:
-    """The ranking; with `QUICK` settings in well under a second. Errors stop the page with one sentence."""
+    """The ranking, with delta-attribution where it was computed; with `QUICK` settings in well under a second.
+
+    Errors stop the page with one sentence. The attribution is read anew each time, so a fresh one is seen.
+    """
     try:
-        return _ranking(*_keys(sides), chosen.contrast, chosen.layer, chosen.position, settings)
+        ranking = _ranking(*_keys(sides), chosen.contrast, chosen.layer, chosen.position, settings)
+        return compare.with_attribution(ranking, sides)
     except MicroscopeError as error:
         stop_with(error)
 
@@ -342,6 +410,22 @@ def load_depth(chosen: View, sides: Sides, settings: RankingSettings = QUICK) ->
     except MicroscopeError as error:
         stop_with(error)
     return pl.DataFrame([vars(row) for row in rows], infer_schema_length=None)
+
+
+def load_concordance(chosen: View, found: Contrasts, settings: ConcordanceSettings) -> Concordance:
+    """What the contrasts share at the chosen layer and position. Errors stop the page with one sentence."""
+    try:
+        return _concordance(_contrasts_key(found), chosen.layer, chosen.position, settings, found)
+    except MicroscopeError as error:
+        stop_with(error)
+
+
+def load_every_layer(chosen: View, found: Contrasts, settings: ConcordanceSettings) -> list[Concordance]:
+    """The same at every cached layer."""
+    try:
+        return _every_layer(_contrasts_key(found), chosen.position, settings, found)
+    except MicroscopeError as error:
+        stop_with(error)
 
 
 def load_feature_info(chosen: View, sides: Sides) -> pl.DataFrame:
@@ -381,6 +465,35 @@ def load_contexts(chosen: View, sides: Sides, feature: int) -> tuple[list[Contex
         return compare.contexts(sides, chosen.layer, feature)
     except MicroscopeError as error:
         stop_with(error)
+
+
+def difference_files(chosen: View) -> dict[str, Path]:
+    """Variant -> the file of its difference lens, of the chosen experiment, in the preset's order."""
+    return difference_parts.ordered(difference_file.difference_files(label_folder(chosen)), chosen.experiment)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _difference(path: str, mtime_ns: int, size: int) -> difference_file.DifferenceLens:
+    return difference_file.read_difference(Path(path))
+
+
+def load_difference(path: Path) -> difference_file.DifferenceLens:
+    """A variant's difference lens. Errors stop the page with one sentence."""
+    try:
+        return _difference(*file_key(path))
+    except MicroscopeError as error:
+        stop_with(error)
+
+
+def feature_names(chosen: View, layer: int, release: str, sae_id: str) -> dict[int, str]:
+    """What the features of an SAE go by; empty where the chosen contrast's cache does not hold that SAE's layer."""
+    with suppress(CacheError):
+        cache = open_cache(compare.side_file(chosen.experiment, chosen.contrast.target))
+        if layer in cache.layers and (cache.info(layer).sae_release, cache.info(layer).sae_id) == (release, sae_id):
+            info = _feature_info(file_key(cache.path), layer)
+            own = read_labels(label_folder(chosen)).of_sae(release, sae_id)
+            return dict(with_names(info.select("feature"), info, own).select("feature", "name").iter_rows())
+    return {}
 
 
 def load_inventory(chosen: View) -> list[CachedFile]:

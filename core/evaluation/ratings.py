@@ -1,0 +1,133 @@
+"""Answers rated by reading: blind sheets out, scores in, conditions and agreement.
+
+The rubric is prose (core/data/answers/RATING.md). Knows nothing of who rates, and no judge model.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from sklearn.metrics import cohen_kappa_score
+
+from core.conversations import condition_from_scores
+from core.errors import BadConversation, NotEnoughData
+
+COLUMNS = ("id", "pass", "aligned", "coherent")
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One reading of one answer; both scores 0 to 100."""
+
+    id: str
+    number: int
+    """1: the pass that counts; 2: a second reader's, for agreement."""
+    aligned: float
+    coherent: float
+
+    @property
+    def condition(self) -> str:
+        return condition_from_scores(self.aligned, self.coherent)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well two passes over the same answers agree."""
+
+    n: int
+    aligned_correlation: float
+    """Spearman."""
+    aligned_difference: float
+    """Mean absolute difference in points."""
+    coherent_correlation: float
+    coherent_difference: float
+    same_condition: float
+    """Share of answers with the same condition."""
+    kappa: float
+    """Cohen's kappa of the conditions."""
+
+
+def blind_sheet(answers: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """(rows of number, question, answer in a random order; number -> answer id). The rows name no variant."""
+    order = np.random.default_rng(seed).permutation(len(answers))
+    rows, key = [], {}
+    for n, i in enumerate(order, 1):
+        number = f"{n:04d}"
+        *_, question, answer = answers[i]["messages"]
+        rows.append({"number": number, "question": question["content"], "answer": answer["content"]})
+        key[number] = answers[i]["id"]
+    return rows, key
+
+
+def load_ratings(path: Path) -> list[Rating]:
+    """Ratings of a CSV file. Raises `BadConversation` with file and line at the first bad row."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadConversation(f"{path}: no such file; give a CSV file with {', '.join(COLUMNS)}.")
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+        if missing:
+            raise BadConversation(f"{path}:1: has no column {', '.join(missing)}.")
+        found: list[Rating] = []
+        seen: set[tuple[str, int]] = set()
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            try:
+                rating = Rating(row["id"], int(row["pass"]), float(row["aligned"]), float(row["coherent"]))
+            except (TypeError, ValueError):
+                raise BadConversation(f"{where}: pass, aligned and coherent must be numbers.") from None
+            if not (0 <= rating.aligned <= 100 and 0 <= rating.coherent <= 100) or rating.number not in (1, 2):
+                raise BadConversation(f"{where}: scores run from 0 to 100 and passes are 1 or 2.")
+            if (rating.id, rating.number) in seen:
+                raise BadConversation(f"{where}: {rating.id!r} is rated twice in pass {rating.number}.")
+            seen.add((rating.id, rating.number))
+            found.append(rating)
+    return found
+
+
+def rated(answers: Iterable[dict[str, Any]], ratings: Sequence[Rating]) -> list[dict[str, Any]]:
+    """Answers with `aligned`, `coherent` and `condition` of the first pass; all must be rated."""
+    first = {r.id: r for r in ratings if r.number == 1}
+    rows = []
+    for answer in answers:
+        if answer["id"] not in first:
+            raise NotEnoughData(f"Answer {answer['id']!r} has no rating; rate it, or leave it out.")
+        rating = first[answer["id"]]
+        rows.append({
+            **{k: v for k, v in answer.items() if k != "messages"}, "condition": rating.condition,
+            "aligned": rating.aligned, "coherent": rating.coherent, "messages": answer["messages"],
+        })  # fmt: skip
+    return rows
+
+
+def agreement(ratings: Sequence[Rating]) -> Agreement:
+    """Agreement of the two passes on the answers that both rated. Raises `NotEnoughData` below ten."""
+    passes = [{r.id: r for r in ratings if r.number == number} for number in (1, 2)]
+    both = sorted(passes[0].keys() & passes[1].keys())
+    if len(both) < 10:
+        raise NotEnoughData(f"Only {len(both)} answers were rated twice; agreement needs at least 10.")
+    pairs = [(passes[0][i], passes[1][i]) for i in both]
+    columns = {name: np.array([[getattr(r, name) for r in pair] for pair in pairs]) for name in ("aligned", "coherent")}
+    conditions = [[pair[k].condition for pair in pairs] for k in (0, 1)]
+    return Agreement(
+        n=len(both),
+        aligned_correlation=float(stats.spearmanr(*columns["aligned"].T).statistic),
+        aligned_difference=float(np.abs(np.diff(columns["aligned"])).mean()),
+        coherent_correlation=float(stats.spearmanr(*columns["coherent"].T).statistic),
+        coherent_difference=float(np.abs(np.diff(columns["coherent"])).mean()),
+        same_condition=float(np.mean([a == b for a, b in zip(*conditions, strict=True)])),
+        kappa=float(cohen_kappa_score(*conditions)),
+    )
+
+
+def load_answers(path: Path) -> list[dict[str, Any]]:
+    """Rows of an answers file (JSONL), as `sample` writes them."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
