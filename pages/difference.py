@@ -58,7 +58,7 @@ def feature_lists(lens: DifferenceLens, names: dict[int, str]) -> None:
             st.caption(title if rows.height else f"{title}: none, as the difference is zero here.")
             for feature, cosine in rows.iter_rows():
                 name = markdown_safe(names[feature]) if feature in names else ""
-                st.page_link("pages/feature.py", label=f"{cosine:+.2f} · {feature} {name}".strip(),
+                st.page_link("pages/feature.py", label=f"{cosine:+.2f} · {feature}{': ' * bool(name)}{name}",
                              query_params=view.link(layer=layer, feature=feature))
 
 
