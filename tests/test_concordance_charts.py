@@ -108,6 +108,10 @@ def test_the_curve_draws_observed_chance_and_control() -> None:
     }
     (band,) = (r for rows in spec["datasets"].values() for r in rows if "low" in r and r["k"] == K)
     assert (band["low"], band["high"]) == at.stricter.ci95
+    at_both = replace(found, at=tuple(replace(a, controls={"data": 9, **a.controls}) for a in found.at))
+    drawn = [r["n"] for rows in charts.overlap_curve(at_both).to_dict()["datasets"].values() for r in rows
+             if r.get("line") == "benign control" and r["k"] == K]
+    assert drawn == [5.0]  # the control of the second contrast, as in the sentence
     without = charts.overlap_curve(two(control=None).overlap_of(PAIR, "raised")).to_dict()
     assert list(scale(without, "color")) == ["shared", "chance"]
 
