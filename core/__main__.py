@@ -424,6 +424,7 @@ def sample(
     questions: Annotated[str, typer.Option(help="open, heldout, or a JSONL question file.")] = "open",
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the most probable tokens that reach this share.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are cut.")] = 120,
     seed: Annotated[int, typer.Option(min=0, help="Of the dice; variants with the same seed meet the same luck.")] = 0,
     device: Device = None,
@@ -443,7 +444,7 @@ def sample(
     with counting_bar("answers") as advance:
         n_empty = sample_answers(
             loaded, adapter, asked, out,
-            samples=samples, sampling=Sampling(temperature, max_new_tokens), seed=seed, on_progress=advance,
+            samples=samples, sampling=Sampling(temperature, top_p, max_new_tokens), seed=seed, on_progress=advance,
         )  # fmt: skip
     say(f"{out}: {len(asked) * samples - n_empty} answers to {len(asked)} questions; {n_empty} were empty.")
 

@@ -47,7 +47,7 @@ def sample_answers(
     spec = {
         "variant": variant, "adapter": adapter.hash if adapter else None, "weights": loaded.weights_hash,
         "questions": [[q.id, q.text] for q in questions], "samples": samples, "seed": seed,
-        "temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "max_new_tokens": sampling.max_new_tokens,
     }  # fmt: skip
     partial, note = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.spec.json")
     out.parent.mkdir(parents=True, exist_ok=True)

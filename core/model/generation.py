@@ -25,11 +25,15 @@ class Sampling:
 
     temperature: float = 1.0
     """0 takes the most probable token."""
+    top_p: float = 1.0
+    """Nucleus sampling (Holtzman et al. 1904.09751): the most probable tokens that together reach this share; 1: all."""
     max_new_tokens: int = 120
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise PresetError(f"Temperature {self.temperature} is below 0; give 0 (most probable token) or more.")
+        if not 0 < self.top_p <= 1:
+            raise PresetError(f"top_p is {self.top_p}; give a share above 0, up to 1 (every token).")
         if self.max_new_tokens < 1:
             raise PresetError(f"{self.max_new_tokens} new tokens were asked for; give at least 1.")
 
@@ -83,7 +87,7 @@ def generate(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1].float()  # fmt: skip
-        chosen = _choose(logits, [dice[row] for row in rows], sampling.temperature)
+        chosen = _choose(logits, [dice[row] for row in rows], sampling)
         stopped = torch.isin(chosen, stops)
         for row, token, stop in zip(rows, chosen.tolist(), stopped.tolist(), strict=True):
             ended[row] = stop
@@ -114,11 +118,16 @@ def _left_pad(rows: Sequence[np.ndarray], pad: int, device: torch.device) -> tup
     return ids.to(device), mask.to(device)
 
 
-def _choose(logits: Tensor, dice: Sequence[torch.Generator], temperature: float) -> Tensor:
-    """Token ids [batch] at each row's quantile of softmax(logits / temperature); logits: [batch, vocabulary]."""
-    if temperature == 0:
+def _choose(logits: Tensor, dice: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
+    """Token ids [batch], each at its row's quantile of the tokens in the nucleus; logits: [batch, vocabulary]."""
+    if sampling.temperature == 0:
         return logits.argmax(-1)
     luck = torch.stack([torch.rand((), generator=die, dtype=torch.float64) for die in dice]).to(logits.device)
-    cumulative = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
+    shares = torch.softmax(logits.double() / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        ordered, at = shares.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        shares = shares.masked_fill(outside.scatter(-1, at, outside), 0.0)
+    cumulative = shares.cumsum(-1)
     at = torch.searchsorted(cumulative, luck[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
     return at.clamp(max=logits.shape[-1] - 1)
