@@ -27,8 +27,8 @@ FLOORS = {
     "core.analysis": 4,
     "core.evaluation": 5,
     "core.view": 5,
-    "core.benchmark": 5,
-    "core.__main__": 6,
+    "core.commands": 6,
+    "core.__main__": 6.5,
     "pages": 6,
     "streamlit_app": 6,
 }
@@ -39,12 +39,12 @@ KEEPERS = {
     "h5py": ("core/store/",),
     "sae_lens": ("core/model/saes.py", "core/training/sae.py"),
     "peft": ("core/training/adapter.py",),
-    "torch": ("core/model/", "core/training/", "core/store/", "core/evaluation/", "core/benchmark.py"),
+    "torch": ("core/model/", "core/training/", "core/store/", "core/evaluation/"),
 }
 
 #: What `--help` and the app on a finished cache import; none of it may load what computes a cache.
 LIGHT = ("core.specs", "core.conversations", "core.questions", "core.experiment", "core.analysis", "core.view",
-         "core.store.layout", "core.store.reader", "core.store.plan", "core.__main__")  # fmt: skip
+         "core.store.layout", "core.store.reader", "core.store.plan", "core.commands", "core.__main__")  # fmt: skip
 HEAVY = ("torch", "transformers", "sae_lens", "peft")
 
 SOURCES = sorted(

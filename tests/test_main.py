@@ -14,7 +14,8 @@ from tiny_saes import save_sae
 from typer.testing import CliRunner
 
 from core import paths
-from core.__main__ import app, parse_layers
+from core.__main__ import app
+from core.commands.shared import parse_layers
 from core.errors import PresetError
 from core.paths import ROOT
 

@@ -1,0 +1,1 @@
+"""The commands, a file for each group; core/__main__.py puts them together. Heavy imports stand inside functions."""
