@@ -1,1 +1,1 @@
-"""What a person sees: tables to charts, contexts to shaded text, labels. Only `session.py` knows Streamlit."""
+"""What a person sees: tables to charts, contexts to shaded text, labels. Only `session/` knows Streamlit."""

@@ -1,0 +1,20 @@
+"""The only room under core that knows Streamlit: what pages call, one idea a file."""
+# ruff: noqa: F401
+
+from core.view.session.caches import is_cached, need_features, open_contrasts, open_sides
+from core.view.session.choices import choose, keep, several, text, toggle
+from core.view.session.contrasts import (
+    PERMUTATIONS,
+    QUICK,
+    load_concordance,
+    load_contexts,
+    load_depth,
+    load_every_layer,
+    load_ranking,
+    load_values,
+)
+from core.view.session.files import difference_files, load_difference, load_health, load_inventory
+from core.view.session.frame import navigation, sidebar, view
+from core.view.session.messages import empty, note_slot
+from core.view.session.names import feature_names, label_folder, load_feature_info, load_labels, named
+from core.view.session.selection import picked, picked_row, remember_feature, select, selected

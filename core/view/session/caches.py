@@ -1,0 +1,91 @@
+"""Open cache files and the sides of contrasts, or in their place what is missing and how to make it.
+
+An open cache is shared between browser sessions and never changed; its key is the file's path, time and size, so a
+new extraction is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from core.analysis import compare
+from core.analysis.compare import Sides
+from core.analysis.concordance_files import Contrasts, left_out
+from core.errors import MicroscopeError
+from core.specs import ContrastSpec, Experiment
+from core.store.reader import Cache
+from core.view.guide import extract_command, markdown_safe
+from core.view.inventory import file_key
+from core.view.session.chosen import View
+from core.view.session.messages import empty, stop_with
+
+
+def open_cache(path: Path) -> Cache:
+    """An open cache, shared. Raises `CacheError`."""
+    return open_key(*file_key(path))
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, on_release=lambda cache: cache.close())
+def open_key(path: str, mtime_ns: int, size: int) -> Cache:
+    """The same by its key, as `file_key` gives it."""
+    return Cache.open(path)
+
+
+def is_cached(experiment: Experiment, contrast: ContrastSpec) -> bool:
+    """Whether both sides of a contrast have their files."""
+    return all(compare.side_file(experiment, side).is_file() for side in (contrast.target, contrast.reference))
+
+
+def open_sides(chosen: View) -> Sides:
+    """Both sides of the chosen contrast. Shows an empty state when nothing is cached, an error when it is damaged."""
+    return open_every(chosen, [chosen.contrast])[chosen.contrast.name]
+
+
+def open_every(chosen: View, contrasts: Sequence[ContrastSpec]) -> dict[str, Sides]:
+    """Both sides of several contrasts, by name; one empty state for all that is missing."""
+    experiment = chosen.experiment
+    missing = [s for c in contrasts for s in (c.target, c.reference)
+               if not compare.side_file(experiment, s).is_file()]
+    if missing:
+        commands = [extract_command(experiment.name, s.variant, s.conversations) for s in missing]
+        what = " and ".join(dict.fromkeys(f"**{markdown_safe(s.variant)}** reading "
+                                          f"**{markdown_safe(s.conversations)}**" for s in missing))
+        which = "this contrast" if len(contrasts) == 1 else "one of these contrasts"
+        empty(f"Nothing cached for {which} yet",
+              f"It needs {what}. One pass over the conversations makes the file; the run can be interrupted and "
+              "goes on where it stopped. Then reload this page.", *commands)
+    try:
+        return {c.name: _open_both(experiment, c) for c in contrasts}
+    except MicroscopeError as error:
+        stop_with(error)
+
+
+def open_contrasts(chosen: View, contrasts: Sequence[ContrastSpec]) -> Contrasts:
+    """Several contrasts with their benign controls; a control that cannot be opened is left out with a note."""
+    sides, controls, missing = open_every(chosen, contrasts), {}, []
+    for contrast in contrasts:
+        if contrast.control is not None:
+            try:
+                controls[contrast.name] = _open_both(chosen.experiment, chosen.experiment.contrast(contrast.control))
+            except MicroscopeError as error:
+                missing.append(left_out(contrast.control, contrast.name, error))
+    return Contrasts(sides, controls, tuple(missing), chosen.layer)
+
+
+def _open_both(experiment: Experiment, contrast: ContrastSpec) -> Sides:
+    sides = Sides(contrast, *(open_cache(compare.side_file(experiment, s))
+                              for s in (contrast.target, contrast.reference)))
+    for cache, side in ((sides.target, contrast.target), (sides.reference, contrast.reference)):
+        compare.side_rows(cache, side)
+    return sides
+
+
+def need_features(chosen: View, sides: Sides) -> None:
+    """Stop with an empty state where the layer holds residuals only."""
+    if 0 in (sides.target.info(chosen.layer).d_sae, sides.reference.info(chosen.layer).d_sae):
+        empty(f"Layer {chosen.layer} has no features",
+              "It was cached without a sparse autoencoder, so only residuals are there. The depth view on the Rankings "
+              "page works without features; or choose a preset with SAEs and extract it.")

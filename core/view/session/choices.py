@@ -1,0 +1,84 @@
+"""Widgets whose choice lasts: across pages, and in the URL, so that a link restores the view.
+
+Every choice has one name, which is its URL parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import streamlit as st
+
+from core.view.session.messages import note
+
+T = TypeVar("T")
+
+
+def recall(name: str, default: T, parse: Callable[[str], T], valid: Callable[[T], bool]) -> None:
+    """Before a widget with key `name`: give it the URL's value when the URL changed, else keep what it had.
+
+    An unusable URL value leaves a note for the reader and falls back to what was kept, else to `default`.
+    """
+    state, raw = st.session_state, st.query_params.get(name)
+    kept = state.get(f"kept {name}", default)
+    kept = kept if valid(kept) else default
+    changed = raw != state.get(f"url of {name}")
+    if raw is not None and changed:
+        try:
+            value = parse(raw)
+        except ValueError:
+            value = None
+        if value is None or not valid(value):
+            shown = ", ".join(kept) if isinstance(kept, list) else kept
+            note(f"The link asks for {name} “{raw[:60]}”, which is not there; showing “{shown}” instead.")
+        else:
+            kept = value
+    if changed or name not in state or not valid(state[name]):
+        state[name] = kept
+
+
+def keep(name: str, value: T, default: T | None, as_text: Callable[[T], str] = str) -> None:
+    """After the widget: remember its value across pages and write it to the URL, unless it is the default."""
+    written = None if value == default else as_text(value)
+    st.session_state[f"kept {name}"] = value
+    st.session_state[f"url of {name}"] = written
+    if written is None:
+        st.query_params.pop(name, None)
+    elif st.query_params.get(name) != written:
+        st.query_params[name] = written
+
+
+def choose(widget: Callable[..., Any], label: str, name: str, options: Sequence[T], default: T, *,
+           always: bool = False, **more: Any) -> T:
+    """One of `options` through a selectbox or segmented control, in the URL as text (`always`: the default too)."""
+    recall(name, default, {str(o): o for o in options}.get, lambda value: value in options)
+    chosen = widget(label, options, key=name, **more)
+    value = default if chosen is None else chosen
+    keep(name, value, None if always else default)
+    return value
+
+
+def toggle(label: str, name: str, **more: Any) -> bool:
+    """A switch that is off by default, in the URL as `yes` when on."""
+    recall(name, False, {"yes": True, "no": False}.get, lambda value: isinstance(value, bool))
+    value = st.toggle(label, key=name, **more)
+    keep(name, value, False, lambda on: "yes")
+    return value
+
+
+def text(label: str, name: str, **more: Any) -> str:
+    """A line of text, in the URL as it is."""
+    recall(name, "", str, lambda value: isinstance(value, str))
+    value = st.text_input(label, key=name, **more)
+    keep(name, value, "")
+    return value
+
+
+def several(label: str, name: str, options: Sequence[str], default: list[str], limit: int, **more: Any) -> list[str]:
+    """At most `limit` of `options` through a multiselect, in the URL separated by commas."""
+    recall(name, default, lambda raw: [part for part in raw.split(",") if part],
+           lambda value: len(value) == len(set(value)) <= limit and set(value) <= set(options))
+    value = st.multiselect(label, options, key=name, max_selections=limit, **more)
+    keep(name, value, default, ",".join)
+    return value

@@ -1,0 +1,37 @@
+"""What is said in place of content: errors as one sentence, empty states, notes about the link."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import streamlit as st
+
+from core.errors import MicroscopeError
+from core.view.guide import markdown_safe
+
+
+def stop_with(error: MicroscopeError) -> NoReturn:
+    """One sentence in place of the page's content."""
+    st.error(markdown_safe(str(error)), icon=":material/error:")
+    st.stop()
+
+
+def empty(title: str, body: str, *commands: str) -> NoReturn:
+    """An empty state: what is missing, and the commands that make it."""
+    with st.container(border=True):
+        st.subheader(title, anchor=False)
+        st.markdown(body)
+        if commands:
+            st.code("\n".join(dict.fromkeys(commands)), language="bash")
+    st.stop()
+
+
+def note_slot() -> None:
+    """Reserve the place, above the page's title, where notes about the link appear."""
+    st.session_state["note slot"] = st.container()
+
+
+def note(sentence: str) -> None:
+    """Say what the link asked for that could not be done."""
+    with st.session_state["note slot"]:
+        st.info(markdown_safe(sentence), icon=":material/link_off:")
