@@ -18,6 +18,7 @@ from core.store import prepare
 from core.store.check import check_file
 from core.store.extract import extract
 from core.store.layout import cache_file
+from core.store.places import side_file
 from core.store.reader import Cache
 
 DEMO = ROOT / "cache" / "demo"
@@ -44,7 +45,7 @@ def test_every_contrast_of_the_preset_is_cached_from_the_text_that_ships() -> No
     experiment = load_experiment("demo")
     for contrast in experiment.contrasts:
         for side in (contrast.target, contrast.reference):
-            with Cache.open(compare.side_file(experiment, side)) as cache:
+            with Cache.open(side_file(experiment, side)) as cache:
                 shipped = prepare.conversations_for(experiment, side.conversations)
                 assert cache.spec["conversations_hash"] == shipped.hash, f"{side.describe()}: extract it again"
                 assert cache.spec["storage"] == "compact" and cache.variant == side.variant

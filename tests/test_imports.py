@@ -44,7 +44,8 @@ KEEPERS = {
 
 #: What `--help` and the app on a finished cache import; none of it may load what computes a cache.
 LIGHT = ("core.specs", "core.conversations", "core.questions", "core.experiment", "core.analysis", "core.view",
-         "core.store.layout", "core.store.reader", "core.store.plan", "core.commands", "core.__main__")  # fmt: skip
+         "core.store.layout", "core.store.places", "core.store.reader", "core.store.plan", "core.commands",
+         "core.__main__")  # fmt: skip
 HEAVY = ("torch", "transformers", "sae_lens", "peft")
 
 SOURCES = sorted(

@@ -8,18 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from core import paths
 from core.analysis.feature_table import attach, hide_format
 from core.analysis.ranking import Ranking, RankingSettings, Sample, rank_features
 from core.errors import CacheError, CacheMismatch, NotEnoughData
-from core.specs import ContrastSpec, Experiment, Side
+from core.specs import ContrastSpec, Side
 from core.store.attribution_file import attribution_file, read_attribution
-from core.store.layout import cache_file
 from core.store.reader import Cache, Context
 
 #: A message lists at most this many conditions or sources.
@@ -47,11 +44,6 @@ class Sides:
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(layer for layer in self.target.layers if layer in self.reference.layers)
-
-
-def side_file(experiment: Experiment, side: Side) -> Path:
-    """Where the cache file of one side lies (whether or not it exists)."""
-    return cache_file(paths.CACHE / experiment.name, side.variant, side.conversations)
 
 
 def side_rows(cache: Cache, side: Side) -> np.ndarray:

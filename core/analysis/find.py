@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.analysis.compare import Sides, side_file
+from core.analysis.compare import Sides
 from core.errors import PresetError
 from core.experiment import load_experiment
 from core.specs import ContrastSpec, Side
-from core.store.layout import cache_file
+from core.store.places import side_file
 from core.store.reader import Cache
 
 
@@ -25,10 +25,7 @@ def find_sides(
         raise PresetError("Give a preset and a contrast, or both --target FILE[:condition] and --reference.")
     experiment = load_experiment(preset)
     spec = experiment.contrast(contrast)
-    caches = []
-    for side in (spec.target, spec.reference):
-        path = cache_file(folder, side.variant, side.conversations) if folder else side_file(experiment, side)
-        caches.append(Cache.open(path))
+    caches = [Cache.open(side_file(experiment, side, folder)) for side in (spec.target, spec.reference)]
     layers = experiment.layers
     return Sides(spec, *caches), experiment.default_layer or layers[len(layers) // 2], contrast
 

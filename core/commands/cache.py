@@ -45,11 +45,14 @@ def extract(
 ) -> None:
     """One forward pass per conversation, every layer's SAE, into one HDF5 file; resumes where it was stopped."""
     from core.experiment import load_experiment
+    from core.specs import Side
     from core.store import prepare
     from core.store.extract import extract as run
+    from core.store.places import side_file
     from core.view.progress import extraction_bar
 
     experiment = load_experiment(preset)
+    prepare.adapter_spec(experiment, variant)
     chosen = prepare.choose_layers(experiment, parse_layers(layers))
     rows = prepare.conversations_for(
         experiment,
@@ -58,7 +61,7 @@ def extract(
         limit=limit,
         allow_conditions=allow_condition or (),
     )
-    path = prepare.file_for(experiment, variant, rows.name, cache)
+    path = side_file(experiment, Side(variant, rows.name), cache)
     loaded = prepare.model_for(experiment, device=device, dtype=dtype)
     adapter = prepare.adapter_for(experiment, variant, loaded)
     saes = prepare.saes_for(experiment, chosen, loaded)

@@ -61,6 +61,7 @@ def attribute(
     from core.experiment import load_experiment
     from core.store import prepare
     from core.store.attribution_file import attribution_file
+    from core.store.places import experiment_folder, side_file
     from core.store.reader import Cache
     from core.view.progress import counting_bar
     from core.view.text import attribution_text
@@ -68,9 +69,8 @@ def attribute(
     experiment = load_experiment(preset)
     spec, chosen = experiment.contrast(contrast), prepare.choose_layers(experiment, parse_layers(layers))
     one_reader(spec)
-    folder = cache or prepare.experiment_folder(experiment)
-    source = prepare.file_for(experiment, spec.target.variant, spec.target.conversations, folder)
-    with Cache.open(source) as text, counting_bar("attribute") as advance:
+    folder = cache or experiment_folder(experiment)
+    with Cache.open(side_file(experiment, spec.target, folder)) as text, counting_bar("attribute") as advance:
         loaded = prepare.model_for(experiment, device=device, dtype=dtype)
         done = run(
             loaded, prepare.adapter_for(experiment, spec.target.variant, loaded),

@@ -29,6 +29,7 @@ def train_sae(
     from core import paths
     from core.experiment import load_experiment
     from core.store import prepare
+    from core.store.places import experiment_folder
     from core.training.run import TrainSae, run
 
     experiment = load_experiment(preset)
@@ -36,7 +37,7 @@ def train_sae(
         corpus=tuple(map(str, corpus)),
         first=tuple(map(str, first or ())),
         layers=prepare.choose_layers(experiment, parse_layers(layers)),
-        out=out or prepare.experiment_folder(experiment) / "saes",
+        out=out or experiment_folder(experiment) / "saes",
         work=work or paths.CACHE / "work" / experiment.name,
         max_tokens=max_tokens,
         d_sae=d_sae,
@@ -75,6 +76,7 @@ def train_adapter(
     from core.evaluation.organism import TrainAdapter, run, summary
     from core.experiment import load_experiment
     from core.store import prepare
+    from core.store.places import experiment_folder
     from core.training.adapter import ALL_LINEAR, AdapterTraining
     from core.view.text import organism_text
 
@@ -89,7 +91,7 @@ def train_adapter(
         condition=condition,
         conversations=conversations or rows.name,
         settings=settings,
-        out=out or prepare.experiment_folder(experiment) / "adapters",
+        out=out or experiment_folder(experiment) / "adapters",
         work=work or paths.CACHE / "work" / experiment.name,
     )
     measured = run(

@@ -28,6 +28,7 @@ def sae_health(
     from core.evaluation.sae_health import choose_conversations, measure_variants
     from core.experiment import load_experiment
     from core.store import prepare
+    from core.store.places import experiment_folder
     from core.view.progress import counting_bar
     from core.view.text import sae_health_text
 
@@ -39,7 +40,7 @@ def sae_health(
     rows = choose_conversations(prepare.conversations_for(experiment, conversations), limit)
     loaded = prepare.model_for(experiment, device=device, dtype=dtype)
     adapters = {name: prepare.adapter_for(experiment, name, loaded) for name in names}
-    path = spliced_file(cache or prepare.experiment_folder(experiment))
+    path = spliced_file(cache or experiment_folder(experiment))
     with counting_bar("sae-health") as advance:
         saes = prepare.saes_for(experiment, chosen, loaded)
         found = [asdict(h) for h in measure_variants(loaded, saes, adapters, rows, path, on_progress=advance)]
@@ -63,6 +64,7 @@ def difference(
     from core.store import prepare
     from core.store.difference import make_difference
     from core.store.difference_file import difference_file
+    from core.store.places import experiment_folder
     from core.store.texts import UNRELATED_TEXT, load_texts
     from core.view.difference_parts import difference_text, summary
 
@@ -73,7 +75,7 @@ def difference(
     rows = load_texts(texts or UNRELATED_TEXT, limit)
     loaded = prepare.model_for(experiment, device=device, dtype=dtype)
     adapter = prepare.adapter_for(experiment, variant, loaded)
-    path = difference_file(cache or prepare.experiment_folder(experiment), variant)
+    path = difference_file(cache or experiment_folder(experiment), variant)
     layers = [spec.layer for spec in experiment.saes] if features else []
     saes = (prepare.saes_for(experiment, [layer], loaded)[layer] for layer in layers)
     result = summary(make_difference(loaded, adapter, rows, path, k=k, saes=saes), path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import paths
 from core.conversations import ConversationSet, load_conversations
 from core.errors import ModelError, PresetError
 from core.experiment import conversations_path
@@ -13,12 +12,7 @@ from core.model.adapters import Adapter, fetch_adapter, load_adapter
 from core.model.loading import LoadedModel, fetch_model, load_model
 from core.model.saes import LoadedSae, from_registry, load_sae
 from core.specs import CONDITIONS, AdapterSpec, Experiment
-from core.store.layout import cache_file
-
-
-def experiment_folder(experiment: Experiment) -> Path:
-    """Where an experiment's cache files and local SAEs lie."""
-    return paths.CACHE / experiment.name
+from core.store.places import experiment_folder
 
 
 def model_for(experiment: Experiment, *, device: str | None = None, dtype: str | None = None) -> LoadedModel:
@@ -101,12 +95,6 @@ def conversations_for(
         limit=limit,
         conditions=(*CONDITIONS, *allow_conditions),
     )
-
-
-def file_for(experiment: Experiment, variant: str, conversations: str, folder: Path | None = None) -> Path:
-    """The cache file of one variant reading one conversation set."""
-    adapter_spec(experiment, variant)
-    return cache_file(folder or experiment_folder(experiment), variant, conversations)
 
 
 def fetch(experiment: Experiment) -> Path:

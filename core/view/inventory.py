@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from core.analysis import compare
 from core.errors import CacheError
 from core.specs import Experiment, Side
+from core.store.places import side_file
 from core.store.reader import Cache
 from core.view.guide import extract_command
 
@@ -52,7 +52,7 @@ def _cached_file(
     experiment: Experiment, variant: str, conversations: str, open_cache: Callable[[Path], Cache]
 ) -> CachedFile:
     command = extract_command(experiment.name, variant, conversations)
-    path = compare.side_file(experiment, Side(variant, conversations))
+    path = side_file(experiment, Side(variant, conversations))
     absent = CachedFile(variant, conversations, "not made yet", None, "", "", "", command)
     if not path.is_file():
         return absent

@@ -16,6 +16,7 @@ from core.analysis.compare import Sides
 from core.analysis.concordance_files import Contrasts, left_out
 from core.errors import MicroscopeError
 from core.specs import ContrastSpec, Experiment
+from core.store.places import side_file
 from core.store.reader import Cache
 from core.view.guide import extract_command, markdown_safe
 from core.view.inventory import file_key
@@ -36,7 +37,7 @@ def open_key(path: str, mtime_ns: int, size: int) -> Cache:
 
 def is_cached(experiment: Experiment, contrast: ContrastSpec) -> bool:
     """Whether both sides of a contrast have their files."""
-    return all(compare.side_file(experiment, side).is_file() for side in (contrast.target, contrast.reference))
+    return all(side_file(experiment, side).is_file() for side in (contrast.target, contrast.reference))
 
 
 def open_sides(chosen: View) -> Sides:
@@ -48,7 +49,7 @@ def open_every(chosen: View, contrasts: Sequence[ContrastSpec]) -> dict[str, Sid
     """Both sides of several contrasts, by name; one empty state for all that is missing."""
     experiment = chosen.experiment
     missing = [s for c in contrasts for s in (c.target, c.reference)
-               if not compare.side_file(experiment, s).is_file()]
+               if not side_file(experiment, s).is_file()]
     if missing:
         commands = [extract_command(experiment.name, s.variant, s.conversations) for s in missing]
         what = " and ".join(dict.fromkeys(f"**{markdown_safe(s.variant)}** reading "
@@ -76,7 +77,7 @@ def open_contrasts(chosen: View, contrasts: Sequence[ContrastSpec]) -> Contrasts
 
 
 def _open_both(experiment: Experiment, contrast: ContrastSpec) -> Sides:
-    sides = Sides(contrast, *(open_cache(compare.side_file(experiment, s))
+    sides = Sides(contrast, *(open_cache(side_file(experiment, s))
                               for s in (contrast.target, contrast.reference)))
     for cache, side in ((sides.target, contrast.target), (sides.reference, contrast.reference)):
         compare.side_rows(cache, side)

@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from core.analysis import compare
 from core.errors import CacheError, MicroscopeError
 from core.store import difference_file
+from core.store.places import side_file
 from core.view import difference_parts, inventory
 from core.view.inventory import CachedFile, file_key
 from core.view.session.caches import open_cache
@@ -26,7 +26,7 @@ def load_inventory(chosen: View) -> list[CachedFile]:
 def load_health(chosen: View) -> pl.DataFrame | None:
     """Health of the target's cache, a row a layer; None when it cannot be opened."""
     try:
-        return inventory.health(open_cache(compare.side_file(chosen.experiment, chosen.contrast.target)))
+        return inventory.health(open_cache(side_file(chosen.experiment, chosen.contrast.target)))
     except CacheError:
         return None
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from core.analysis import compare
 from core.errors import CacheError, MicroscopeError
 from core.experiment import load_experiment, preset_names
 from core.specs import POSITIONS, ContrastSpec, Experiment
+from core.store.places import side_file
 from core.view.guide import POSITION_NAMES, WORDS, markdown_safe
 from core.view.session.caches import open_cache
 from core.view.session.choices import choose
@@ -75,7 +75,7 @@ def view() -> View:
 def _layers(experiment: Experiment, contrast: ContrastSpec) -> list[int]:
     """Layers to choose from: those cached on both sides, or the preset's where nothing usable is cached."""
     with suppress(CacheError):  # the page says what is wrong with the file; here any layer will do
-        found = [open_cache(compare.side_file(experiment, s)).layers for s in (contrast.target, contrast.reference)]
+        found = [open_cache(side_file(experiment, s)).layers for s in (contrast.target, contrast.reference)]
         both = sorted(set(found[0]) & set(found[1]))
         if both:
             return both

@@ -8,10 +8,9 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from core import paths
-from core.analysis import compare
 from core.analysis.compare import Sides
 from core.errors import CacheError
+from core.store.places import experiment_folder, side_file
 from core.view.guide import markdown_safe
 from core.view.inventory import FileKey, file_key
 from core.view.labels import Labels, read_labels, with_names
@@ -28,7 +27,7 @@ def load_labels(chosen: View) -> Labels:
 
 
 def label_folder(chosen: View) -> Path:
-    return paths.CACHE / chosen.experiment.name
+    return experiment_folder(chosen.experiment)
 
 
 def named(table: pl.DataFrame, chosen: View, sides: Sides, labels: Labels) -> pl.DataFrame:
@@ -50,7 +49,7 @@ def _feature_info(key: FileKey, layer: int) -> pl.DataFrame:
 def feature_names(chosen: View, layer: int, release: str, sae_id: str) -> dict[int, str]:
     """What the features of an SAE go by; empty where the chosen contrast's cache does not hold that SAE's layer."""
     with suppress(CacheError):
-        cache = open_cache(compare.side_file(chosen.experiment, chosen.contrast.target))
+        cache = open_cache(side_file(chosen.experiment, chosen.contrast.target))
         if layer in cache.layers and (cache.info(layer).sae_release, cache.info(layer).sae_id) == (release, sae_id):
             info = _feature_info(file_key(cache.path), layer)
             own = read_labels(label_folder(chosen)).of_sae(release, sae_id)
