@@ -9,6 +9,7 @@ import streamlit as st
 from core.analysis import feature_table, health
 from core.view import charts, describe, session
 from core.view.guide import COLUMNS, POSITION_NAMES, WORDS, markdown_safe
+from core.view.labels import NAMING
 
 SHOWS = ["Features", "Table", "Depth"]
 PLOTS = {"volcano": "Effect and confidence", "prevalence": "Effect and prevalence"}
@@ -153,7 +154,7 @@ if show == "Table":
         st.markdown(describe.one_line(full, feature))
         st.page_link("pages/feature.py", label="Open feature", icon=":material/arrow_forward:",
                      query_params=view.link(feature=feature))
-    export = rows.select(*feature_table.columns(rows), "label", "fires_on", "tokens")
+    export = rows.select(*feature_table.columns(rows), *NAMING)
     stem = f"{view.experiment.name}_{view.contrast.name}_layer{view.layer}_{view.position}"
     with st.container(horizontal=True):
         st.download_button("Download CSV", lambda: export.write_csv().encode(), f"{stem}.csv", "text/csv",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from make_cache import RAISED, make_cache
 from tiny_saes import save_sae
 from typer.testing import CliRunner
 
@@ -18,6 +19,8 @@ from core.__main__ import app
 from core.commands.shared import parse_layers
 from core.errors import PresetError
 from core.paths import ROOT
+from core.store.reader import Cache
+from core.view.labels import write_label
 
 PRESET = """
 title = "Tiny"
@@ -101,6 +104,21 @@ def test_the_whole_way(workplace: Path) -> None:
     out = workplace / "table.parquet"
     assert "effect" in call("rank", preset, "data", "--cache", cache, "--out", out)
     assert pl.read_parquet(out).height == 48
+
+
+@pytest.mark.parametrize(
+    ("suffix", "read"), [("parquet", pl.read_parquet), ("csv", pl.read_csv), ("json", pl.read_json)]
+)
+def test_a_label_kept_beside_the_cache_is_in_the_ranking_s_table(tmp_path: Path, suffix: str, read: Callable) -> None:
+    file = make_cache(tmp_path / "base__health_advice.h5", layers=(3,))
+    with Cache.open(file) as opened:
+        info = opened.info(3)
+    write_label(tmp_path, info.sae_release, info.sae_id, RAISED, "sees, a doctor")
+    out = tmp_path / f"table.{suffix}"
+    call("rank", "--target", f"{file}:misaligned", "--reference", f"{file}:aligned", "--out", out)
+    table = read(out)
+    assert dict(table.select("feature", "label").iter_rows())[RAISED] == "sees, a doctor"
+    assert table.height == 64 and {"q_value", "fires_on", "tokens"} <= set(table.columns)
 
 
 def test_a_users_own_conversations(workplace: Path) -> None:

@@ -26,9 +26,10 @@ def rank(
     as_json: AsJson = False,
 ) -> None:
     """Differential features of a contrast: the most raised, then the most suppressed."""
-    from core.analysis import compare, find, health
+    from core.analysis import compare, feature_table, find, health
     from core.analysis.export import write_table
     from core.analysis.ranking import RankingSettings, contrast_summary
+    from core.view.labels import NAMING, named_by_cache
     from core.view.text import ranking_text
 
     sides, default_layer, name = find.find_sides(preset, contrast, target, reference, cache)
@@ -36,7 +37,8 @@ def rank(
     ranking = compare.rank(sides, chosen, position, RankingSettings(n_permutations=permutations))
     ranking = compare.with_attribution(ranking, sides)
     if out is not None:
-        write_table(ranking.table, out)
+        named = named_by_cache(ranking.table, sides.target, chosen)
+        write_table(named.select(*feature_table.columns(named), *NAMING), out)
         say(f"Wrote {ranking.table.height:,} features to {out}.")
     summary = contrast_summary(ranking, top, contrast=name, include_format=include_format)
     compared = health.of_sides(sides, chosen)

@@ -24,6 +24,9 @@ FORMAT = "em-microscope-labels"
 VERSION = 1
 MAX_LENGTH = 200
 
+#: Columns of a feature table that say what a feature is, in an export.
+NAMING = ("label", "fires_on", "tokens")
+
 #: How many texts name a feature that has no label.
 NAME_TOKENS = 4
 
