@@ -89,6 +89,8 @@ class ConversationsSpec:
 
     name: str
     path: str
+    conditions: tuple[str, ...] = ()
+    """Read only the conversations that have one of these conditions; all when empty."""
 
 
 @dataclass(frozen=True)

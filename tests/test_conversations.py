@@ -97,6 +97,21 @@ def test_limit_and_extra_conditions(tmp_path: Path) -> None:
     assert len(load_conversations(path, conditions=("sarcastic",), limit=2)) == 2
 
 
+def test_conversations_of_the_kept_conditions_alone_are_read(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, row(), row(id="b", condition="misaligned"), row(id="c", condition="incoherent"))
+    kept = load_conversations(path, keep=("misaligned", "aligned"))
+    assert [c.id for c in kept.conversations] == ["a", "b"]
+    assert [c.id for c in load_conversations(path, keep=("misaligned", "incoherent"), limit=1).conversations] == ["b"]
+    with pytest.raises(BadConversation, match="no usable conversation with condition neutral"):
+        load_conversations(path, keep=("neutral",))
+
+
+def test_a_row_that_is_not_kept_is_still_checked(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, row(), row(condition="misaligned"))
+    with pytest.raises(BadConversation, match=r"talk.jsonl:2: id 'a' was already used"):
+        load_conversations(path, keep=("aligned",))
+
+
 def test_the_hash_covers_every_field_and_the_order(tmp_path: Path) -> None:
     changed = [
         row(id="x"), row(prompt_id="x"), row(condition="misaligned"), row(source="x"),

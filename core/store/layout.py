@@ -71,19 +71,18 @@ def create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) -> 
     """An empty dataset, compressed and check-summed, in chunks of about 256 KiB along the first axis."""
     if 0 in shape:
         return group.create_dataset(name, shape=shape, dtype=dtype)
-    itemsize = 64 if dtype == h5py.string_dtype() else np.dtype(dtype).itemsize
-    row = itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    row = np.dtype(dtype).itemsize * int(np.prod(shape[1:], dtype=np.int64))
     rows = int(np.clip(2**18 // max(row, 1), 1, shape[0]))
     filters = {"compression": "gzip", "compression_opts": 4, "shuffle": True, "fletcher32": True}
-    if dtype == h5py.string_dtype():
-        filters = {"compression": "gzip", "compression_opts": 4}
     return group.create_dataset(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), **filters)
 
 
 def put(group: h5py.Group, name: str, values: np.ndarray | list[str]) -> None:
-    """A whole dataset at once; a list of text becomes UTF-8 strings."""
+    """A whole dataset at once; a list of text becomes UTF-8 strings of the longest one's length, which compress."""
     if isinstance(values, list):
-        create(group, name, (len(values),), h5py.string_dtype())[...] = np.asarray(values, dtype=object)
+        encoded = [text.encode() for text in values]
+        dtype = h5py.string_dtype("utf-8", max(map(len, encoded), default=1) or 1)
+        create(group, name, (len(values),), dtype)[...] = np.array(encoded, dtype=dtype)
     else:
         create(group, name, values.shape, values.dtype)[...] = values
 

@@ -248,7 +248,8 @@ def _read_conversations(experiment: Experiment, skip_bad: bool) -> dict[str, tup
     sets = {}
     for spec in experiment.conversations:
         path = conversations_path(experiment, spec.name)
-        sets[spec.name] = (path, load_conversations(path, name=spec.name, skip_bad=skip_bad, conditions=allowed))
+        rows = load_conversations(path, name=spec.name, skip_bad=skip_bad, conditions=allowed, keep=spec.conditions)
+        sets[spec.name] = (path, rows)
     for contrast in experiment.contrasts:
         for side in (contrast.target, contrast.reference):
             found = {c.condition for c in sets[side.conversations][1].conversations}

@@ -88,12 +88,14 @@ def conversations_for(
     given = Path(name).expanduser()
     is_file = given.suffix.lower() in (".jsonl", ".csv")
     path = given if is_file else conversations_path(experiment, name)
+    keep = () if is_file else next(spec.conditions for spec in experiment.conversations if spec.name == name)
     return load_conversations(
         path,
         name=given.stem if is_file else name,
         skip_bad=skip_bad,
         limit=limit,
         conditions=(*CONDITIONS, *allow_conditions),
+        keep=keep,
     )
 
 

@@ -115,7 +115,7 @@ def assemble(
     path = shards.path
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_full_is_clear(path):
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(temporary, "w", libver="v110") as file:
             _attributes(file, spec, header)
             counts = [shards.read(i, "n_tokens") for i in range(n_shards)]
             used = _conversations(file, shards, n_shards, counts, columns)
