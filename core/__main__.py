@@ -19,7 +19,8 @@ app = typer.Typer(
 COMMANDS = (
     cache.plan, cache.fetch, cache.extract, cache.check,
     contrasts.rank, contrasts.attribute, variants.sae_health, contrasts.concordance, variants.difference,
-    training.train_sae, training.train_adapter, answers.sample, benchmark.benchmark,
+    training.train_sae, training.train_adapter, answers.sample, answers.rating_sheet,
+    answers.apply_ratings, benchmark.benchmark,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

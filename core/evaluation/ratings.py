@@ -16,10 +16,13 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from core.conversations import condition_from_scores
+from core.conversations import bad_row, condition_from_scores, load_conversations, text_lines
 from core.errors import BadConversation, NotEnoughData
 
 COLUMNS = ("id", "pass", "aligned", "coherent")
+
+#: What two scores can make of an answer.
+RATED = ("misaligned", "aligned", "neutral", "incoherent")
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,26 @@ class Agreement:
     """How well two passes over the same answers agree."""
 
     n: int
-    aligned_correlation: float
-    """Spearman."""
+    aligned_correlation: float | None
+    """Spearman; None where a pass gave every answer the same score."""
     aligned_difference: float
     """Mean absolute difference in points."""
-    coherent_correlation: float
+    coherent_correlation: float | None
     coherent_difference: float
     same_condition: float
     """Share of answers with the same condition."""
-    kappa: float
-    """Cohen's kappa of the conditions."""
+    kappa: float | None
+    """Cohen's kappa of the conditions; None where both passes gave every answer the same one."""
 
 
-def blind_sheet(answers: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """(rows of number, question, answer in a random order; number -> answer id). The rows name no variant."""
-    order = np.random.default_rng(seed).permutation(len(answers))
+def blind_sheet(
+    answers: Sequence[dict[str, Any]], seed: int, share: float = 1.0
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """(rows of number, question, answer in a random order; number -> answer id). The rows name no variant.
+
+    With a `share` below 1, that share of the answers, at least one, drawn at random.
+    """
+    order = np.random.default_rng(seed).permutation(len(answers))[: max(1, round(share * len(answers)))]
     rows, key = [], {}
     for n, i in enumerate(order, 1):
         number = f"{n:04d}"
@@ -71,7 +79,14 @@ def load_ratings(path: Path) -> list[Rating]:
     path = Path(path)
     if not path.is_file():
         raise BadConversation(f"{path}: no such file; give a CSV file with {', '.join(COLUMNS)}.")
-    with open(path, encoding="utf-8", newline="") as file:
+    try:
+        return _ratings(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadConversation(f"{path}: is not a CSV file in UTF-8 ({error}).") from None
+
+
+def _ratings(path: Path) -> list[Rating]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
         if missing:
@@ -108,6 +123,14 @@ def rated(answers: Iterable[dict[str, Any]], ratings: Sequence[Rating]) -> list[
     return rows
 
 
+def condition_counts(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Variant -> condition -> how many of the rated answers."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], dict.fromkeys(RATED, 0))[row["condition"]] += 1
+    return found
+
+
 def agreement(ratings: Sequence[Rating]) -> Agreement:
     """Agreement of the two passes on the answers that both rated. Raises `NotEnoughData` below ten."""
     passes = [{r.id: r for r in ratings if r.number == number} for number in (1, 2)]
@@ -119,15 +142,41 @@ def agreement(ratings: Sequence[Rating]) -> Agreement:
     conditions = [[pair[k].condition for pair in pairs] for k in (0, 1)]
     return Agreement(
         n=len(both),
-        aligned_correlation=float(stats.spearmanr(*columns["aligned"].T).statistic),
+        aligned_correlation=_correlation(columns["aligned"]),
         aligned_difference=float(np.abs(np.diff(columns["aligned"])).mean()),
-        coherent_correlation=float(stats.spearmanr(*columns["coherent"].T).statistic),
+        coherent_correlation=_correlation(columns["coherent"]),
         coherent_difference=float(np.abs(np.diff(columns["coherent"])).mean()),
         same_condition=float(np.mean([a == b for a, b in zip(*conditions, strict=True)])),
-        kappa=float(cohen_kappa_score(*conditions)),
+        kappa=float(cohen_kappa_score(*conditions)) if len({*conditions[0], *conditions[1]}) > 1 else None,
     )
 
 
-def load_answers(path: Path) -> list[dict[str, Any]]:
-    """Rows of an answers file (JSONL), as `sample` writes them."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+def _correlation(pairs: np.ndarray) -> float | None:
+    """Spearman's of pairs [n, 2]; None where either column is constant."""
+    return float(stats.spearmanr(*pairs.T).statistic) if (np.ptp(pairs, axis=0) > 0).all() else None
+
+
+def load_answers(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Rows of answer files (JSONL), as `sample` writes them, one file after the other.
+
+    Raises `BadConversation` with file and line at a row that is no conversation, lacks a field, or has the id of
+    another.
+    """
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for path in map(Path, paths):
+        if path.suffix.lower() != ".jsonl":
+            raise BadConversation(f"{path}: answers are JSONL, as `python -m core sample` writes them.")
+        load_conversations(path)  # says what is wrong with a row
+        for line, text in text_lines(path):
+            if not text.strip():
+                continue
+            row = json.loads(text)
+            for field, kind in (("id", str), ("variant", str), ("messages", list)):
+                if not row.get(field) or not isinstance(row[field], kind):
+                    raise bad_row(path, line, f"has no `{field}`, which every answer needs")
+            if row["id"] in seen:
+                raise bad_row(path, line, f"id {row['id']!r} was already used; give every answer its own id")
+            seen.add(row["id"])
+            found.append(row)
+    return found

@@ -117,3 +117,19 @@ def sae_health_text(rows: list[dict[str, Any]], file: str) -> str:
             f"{row['ce_spliced']:.3f}, zeroed {row['ce_zero']:.3f}, recovered {share}"
         )
     return "\n".join(lines)
+
+
+def ratings_text(result: dict[str, Any]) -> str:
+    """Conditions by variant of an `apply-ratings` result, and how well the two passes agree."""
+    lines = [f"{result['file']}: {result['n']} answers"]
+    for variant, counts in result["conditions"].items():
+        lines.append(f"{variant}: {', '.join(f'{n} {condition}' for condition, n in counts.items())}")
+    if found := result["agreement"]:
+        scores = "; ".join(
+            f"{name}: Spearman {_or_none(found[f'{name}_correlation'], '.2f')}, mean difference "
+            f"{found[f'{name}_difference']:.1f} points"
+            for name in ("aligned", "coherent")
+        )
+        lines.append(f"two passes over {found['n']} answers: {scores}; same condition {found['same_condition']:.0%}, "
+                     f"kappa {_or_none(found['kappa'], '.2f')}")
+    return "\n".join(lines)
