@@ -28,6 +28,7 @@ def make_cache(
     d_model: int = 16,
     layers: tuple[int, ...] = (1, 2),
     conditions: tuple[str, str] = ("aligned", "misaligned"),
+    sources: tuple[str, str] = ("synthetic/topic", "synthetic/topic"),
     variant: str = "base",
     conversations: str = "health_advice",
     with_saes: bool = True,
@@ -41,7 +42,7 @@ def make_cache(
         "id": [f"p{i // 2:02d}-{conditions[i % 2]}" for i in range(n)],
         "prompt_id": [f"p{i // 2:02d}" for i in range(n)],
         "condition": [conditions[i % 2] for i in range(n)],
-        "source": ["synthetic/topic"] * n,
+        "source": [sources[i % 2] for i in range(n)],
     }
     spec = {
         "model": "tiny", "weights": "0" * 64, "dtype": "float32", "variant": variant, "adapter": None,

@@ -44,6 +44,18 @@ def test_swapping_the_sides_turns_the_signs(sides: Sides) -> None:
     np.testing.assert_allclose(a.to_numpy(), -b.to_numpy(), atol=1e-12)
 
 
+def test_sides_about_different_subjects_are_said_to_be_so_unless_paired(tmp_path: Path) -> None:
+    unpaired = RankingSettings(n_permutations=0, pairing="unpaired")
+    for sources, says in ((("open/money", "health/skin"), True), (("open/money", "open/power"), False)):
+        with Cache.open(make_cache(tmp_path / f"{says}.h5", sources=sources)) as cache:
+            both = Sides(contrast(), cache, cache)
+            notes = " ".join(compare.rank(both, 1, "response", unpaired).notes)
+            assert says == (
+                "100% of the misaligned responses are from health, 100% of the aligned responses are from open" in notes
+            )
+            assert "different kinds of question" not in " ".join(compare.rank(both, 1, "response", QUICK).notes)
+
+
 def test_values_are_the_cache_s_own_rows(sides: Sides) -> None:
     values = compare.feature_values(sides, 1, "response", EQUAL)
     dense = sides.target.response(1).toarray()[:, EQUAL]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,8 @@ from core.specs import ContrastSpec, Side
 from core.store.attribution_file import attribution_file, read_attribution
 from core.store.reader import Cache, Context
 
+#: Total variation distance of the sides' sources above which an unpaired contrast is said to compare subjects too.
+SUBJECTS_DIFFER = 0.25
 #: A message lists at most this many conditions or sources.
 MOST_NAMED = 12
 
@@ -101,7 +104,32 @@ def rank(sides: Sides, layer: int, position: str, settings: RankingSettings) -> 
             (sides.target, sides.reference), (sides.contrast.target, sides.contrast.reference), sides.names, strict=True
         )
     )
-    return rank_features(target, reference, layer=layer, position=position, content_share=content, settings=settings)
+    made = rank_features(target, reference, layer=layer, position=position, content_share=content, settings=settings)
+    return made if made.paired else replace(made, notes=(*made.notes, *subject_notes(sides)))
+
+
+def subject_notes(sides: Sides) -> tuple[str, ...]:
+    """A sentence when the sides of an unpaired contrast answer different kinds of question.
+
+    A response's kind is its source up to the first slash. The sides differ when the total variation distance of their
+    kinds is above `SUBJECTS_DIFFER`: then what they speak about is part of every difference.
+    """
+    shares = []
+    for cache, side in ((sides.target, sides.contrast.target), (sides.reference, sides.contrast.reference)):
+        kinds = [source.split("/")[0] for source in cache.conversations["source"].gather(side_rows(cache, side).tolist())]
+        shares.append({kind: n / len(kinds) for kind, n in Counter(kinds).items()})
+    kinds = sorted(shares[0].keys() | shares[1].keys())
+    distance = sum(abs(shares[0].get(k, 0.0) - shares[1].get(k, 0.0)) for k in kinds) / 2
+    if distance <= SUBJECTS_DIFFER:
+        return ()
+    told = [
+        f"{max(share.values()):.0%} of the {name} responses are from {max(share, key=share.get) or '(no source)'}"
+        for name, share in zip(sides.names, shares, strict=True)
+    ]
+    return (
+        f"The sides answer different kinds of question: {told[0]}, {told[1]}. "
+        "What they speak about is part of every difference here; compare with the control, or within one source.",
+    )
 
 
 def with_attribution(ranking: Ranking, sides: Sides) -> Ranking:
