@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,10 @@ def load_conversations(
     name: str | None = None,
     skip_bad: bool = False,
     conditions: Sequence[str] = CONDITIONS,
-    keep: Collection[str] = (),
+    keep: Callable[[str, str], bool] | None = None,
     limit: int | None = None,
 ) -> ConversationSet:
-    """Read a JSONL or CSV conversation file; with `keep`, only the conversations that have one of those conditions.
+    """Read a JSONL or CSV conversation file; with `keep`, only the conversations whose condition and source it accepts.
 
     Raises `BadConversation` with file and line at the first unusable row; with `skip_bad`, leaves such rows out
     and reports each in `skipped`. A file that cannot be read at all always raises.
@@ -141,14 +141,14 @@ def load_conversations(
             skipped.append(str(error))
             continue
         first_line[conversation.id] = line
-        if keep and conversation.condition not in keep:
+        if keep is not None and not keep(conversation.condition, conversation.source):
             continue
         found.append(conversation)
         if limit is not None and len(found) >= limit:
             break
     if not found:
         why = f" ({len(skipped)} rows were skipped, the first: {skipped[0]})" if skipped else ""
-        which = f" with condition {' or '.join(keep)}" if keep else ""
+        which = " of those that the set keeps" if keep is not None else ""
         raise BadConversation(f"{path}: holds no usable conversation{which}{why}.")
     return ConversationSet(name or path.stem, tuple(found), tuple(skipped))
 

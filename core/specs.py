@@ -30,6 +30,11 @@ def same_model(a: str, b: str) -> bool:
     return a.rsplit("/", 1)[-1].lower() == b.rsplit("/", 1)[-1].lower()
 
 
+def in_source(source: str, wanted: str) -> bool:
+    """Whether a conversation's source is `wanted`, or starts with it and a slash."""
+    return source == wanted or source.startswith(f"{wanted}/")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Which base model: exactly one of a bundled wheel, a hub id or a local folder."""
@@ -91,6 +96,14 @@ class ConversationsSpec:
     path: str
     conditions: tuple[str, ...] = ()
     """Read only the conversations that have one of these conditions; all when empty."""
+    sources: tuple[str, ...] = ()
+    """Read only the conversations from one of these sources (see `in_source`); all when empty."""
+
+    def keeps(self, condition: str, source: str) -> bool:
+        """Whether a conversation of the file belongs to the set."""
+        return (not self.conditions or condition in self.conditions) and (
+            not self.sources or any(in_source(source, wanted) for wanted in self.sources)
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class Side:
     conversations: str
     condition: str | None = None
     source: str | None = None
-    """Only conversations whose source is this, or starts with it and a slash."""
+    """Only conversations from this source (see `in_source`)."""
 
     def describe(self) -> str:
         who = f"{self.condition} " if self.condition else ""

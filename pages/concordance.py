@@ -3,6 +3,7 @@
 import streamlit as st
 
 from core.analysis.concordance import ConcordanceSettings
+from core.analysis.concordance_files import sae_flags
 from core.analysis.concordance_report import words_for
 from core.view import concordance_charts as charts
 from core.view import concordance_parts as parts
@@ -88,6 +89,8 @@ with st.container(border=True):
 if legend := parts.legend(specs, words):
     st.markdown(legend)
 st.caption(parts.chance(concordance, end), help=WORDS["chance"])
+for flag in sae_flags(found, view.layer):
+    st.warning(markdown_safe(flag), icon=":material/troubleshoot:")
 if hidden := concordance.n_format_hidden:
     st.caption(f"{hidden:,} format feature{'s are' if hidden > 1 else ' is'} hidden.", help=WORDS["format"])
 figures = st.container(horizontal=True, gap="medium")

@@ -14,6 +14,7 @@ from core import paths
 from core.__main__ import app
 from core.analysis import concordance_files as files
 from core.analysis.concordance import ConcordanceSettings
+from core.analysis.health import spliced_file
 from core.errors import CacheError, NotEnoughData, PresetError, SaeMismatch
 
 CONTRAST = """
@@ -158,6 +159,18 @@ def test_two_saes_or_widths_are_refused(workplace: Path, tmp_path: Path, monkeyp
     narrow = files.open_contrasts(str(workplace / "tiny.toml"), ["data", "response"], tmp_path)
     with pytest.raises(SaeMismatch, match="64 features and response of layer 1 with 32"):
         files.concord_at(narrow, 1, "response", SMALL)
+
+
+def test_a_model_contrast_that_the_sae_explains_worse_is_flagged(workplace: Path, tmp_path: Path) -> None:
+    write_caches(tmp_path, "base", "bad", "good")
+    common = {"layer": 1, "adapter": None, "weights": "0" * 64, "sae": "0" * 64, "conversations_hash": "a"}
+    rows = [common | {"variant": "base", "ce_recovered": 0.97}, common | {"variant": "bad", "ce_recovered": 0.5}]
+    spliced_file(tmp_path).write_text(json.dumps(rows), encoding="utf-8")
+    found = files.open_contrasts(str(workplace / "tiny.toml"), ["data", "model"], tmp_path)
+    (flag,) = files.sae_flags(found, 1)
+    assert flag.startswith("model: The SAE of layer 1 explains bad worse than base") and not files.sae_flags(found, 2)
+    told = call("concordance", workplace / "tiny.toml", "data", "model", "--k", 5, "--layer", 1, "--cache", tmp_path)
+    assert flag in " ".join(told.split())
 
 
 def test_refusals(workplace: Path) -> None:

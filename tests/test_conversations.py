@@ -10,6 +10,7 @@ import pytest
 from core.conversations import condition_from_scores, load_conversations
 from core.errors import BadConversation
 from core.paths import DATA
+from core.specs import ConversationsSpec
 
 
 def row(**changes: object) -> dict[str, object]:
@@ -97,19 +98,28 @@ def test_limit_and_extra_conditions(tmp_path: Path) -> None:
     assert len(load_conversations(path, conditions=("sarcastic",), limit=2)) == 2
 
 
-def test_conversations_of_the_kept_conditions_alone_are_read(tmp_path: Path) -> None:
-    path = jsonl(tmp_path, row(), row(id="b", condition="misaligned"), row(id="c", condition="incoherent"))
-    kept = load_conversations(path, keep=("misaligned", "aligned"))
-    assert [c.id for c in kept.conversations] == ["a", "b"]
-    assert [c.id for c in load_conversations(path, keep=("misaligned", "incoherent"), limit=1).conversations] == ["b"]
-    with pytest.raises(BadConversation, match="no usable conversation with condition neutral"):
-        load_conversations(path, keep=("neutral",))
+def test_only_the_conversations_that_a_set_keeps_are_read(tmp_path: Path) -> None:
+    rows = (row(source="open/money"), row(id="b", condition="misaligned", source="open"), row(id="c", source="opener"))
+    path = jsonl(tmp_path, *rows)
+
+    def kept(limit: int | None = None, **spec: tuple[str, ...]) -> list[str]:
+        found = load_conversations(path, keep=ConversationsSpec("talk", str(path), **spec).keeps, limit=limit)
+        return [c.id for c in found.conversations]
+
+    assert kept() == ["a", "b", "c"]
+    assert kept(conditions=("aligned",)) == ["a", "c"]
+    assert kept(conditions=("aligned",), limit=1) == ["a"]
+    assert kept(sources=("open",)) == ["a", "b"]
+    assert kept(sources=("open/money", "opener")) == ["a", "c"]
+    assert kept(sources=("open",), conditions=("misaligned",)) == ["b"]
+    with pytest.raises(BadConversation, match="no usable conversation of those that the set keeps"):
+        kept(conditions=("neutral",))
 
 
 def test_a_row_that_is_not_kept_is_still_checked(tmp_path: Path) -> None:
     path = jsonl(tmp_path, row(), row(condition="misaligned"))
     with pytest.raises(BadConversation, match=r"talk.jsonl:2: id 'a' was already used"):
-        load_conversations(path, keep=("aligned",))
+        load_conversations(path, keep=lambda condition, source: condition == "aligned")
 
 
 def test_the_hash_covers_every_field_and_the_order(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import polars as pl
 from core.analysis.feature_table import attach, hide_format
 from core.analysis.ranking import Ranking, RankingSettings, Sample, rank_features
 from core.errors import CacheError, CacheMismatch, NotEnoughData
-from core.specs import ContrastSpec, Side
+from core.specs import ContrastSpec, Side, in_source
 from core.store.attribution_file import attribution_file, read_attribution
 from core.store.reader import Cache, Context
 
@@ -57,9 +57,7 @@ def side_rows(cache: Cache, side: Side) -> np.ndarray:
         if wanted is None and len(rows):
             continue
         values = table[column].gather(rows.tolist())
-        belongs = values == wanted
-        if column == "source":
-            belongs |= values.str.starts_with(f"{wanted}/")
+        belongs = pl.Series([in_source(v, wanted) for v in values]) if column == "source" else values == wanted
         if not belongs.any():
             who = f"{side.condition} conversation" if column == "source" and side.condition else "conversation"
             names = sorted({v or "(none)" for v in values.to_list()})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.analysis import compare
+from core.analysis import compare, health
 from core.analysis.compare import Sides
 from core.analysis.concordance import Concordance, ConcordanceSettings, concord
 from core.analysis.find import find_sides
@@ -109,6 +109,12 @@ def concord_at(
             missing.append(left_out(sides.contrast.name, name, reason))
     made = concord(rankings, controls, settings)
     return replace(made, notes=(*missing, *made.notes))
+
+
+def sae_flags(found: Contrasts, layer: int) -> tuple[str, ...]:
+    """A sentence for each contrast of two models where the SAE explains the target worse than the reference."""
+    compared = {name: health.of_sides(sides, layer) for name, sides in found.sides.items() if layer in sides.layers}
+    return tuple(f"{name}: {one.sentence}" for name, one in compared.items() if one is not None and one.worse)
 
 
 def every_layer(

@@ -108,7 +108,8 @@ def concordance(
     found = files.open_contrasts(preset, contrasts, cache)
     settings = ConcordanceSettings(k=k, include_format=include_format, subtract=subtract)
     made = files.concord_at(found, found.default_layer if layer is None else layer, position, settings)
-    made = replace(made, table=named_by_cache(made.table, found.sides[contrasts[0]].target, made.layer))
+    table = named_by_cache(made.table, found.sides[contrasts[0]].target, made.layer)
+    made = replace(made, table=table, notes=(*files.sae_flags(found, made.layer), *made.notes))
     if out is not None:
         write_table(made.table, out)
         say(f"Wrote {made.n_features:,} features to {out}.")

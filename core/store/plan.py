@@ -248,7 +248,7 @@ def _read_conversations(experiment: Experiment, skip_bad: bool) -> dict[str, tup
     sets = {}
     for spec in experiment.conversations:
         path = conversations_path(experiment, spec.name)
-        rows = load_conversations(path, name=spec.name, skip_bad=skip_bad, conditions=allowed, keep=spec.conditions)
+        rows = load_conversations(path, name=spec.name, skip_bad=skip_bad, conditions=allowed, keep=spec.keeps)
         sets[spec.name] = (path, rows)
     for contrast in experiment.contrasts:
         for side in (contrast.target, contrast.reference):

@@ -88,7 +88,7 @@ def conversations_for(
     given = Path(name).expanduser()
     is_file = given.suffix.lower() in (".jsonl", ".csv")
     path = given if is_file else conversations_path(experiment, name)
-    keep = () if is_file else next(spec.conditions for spec in experiment.conversations if spec.name == name)
+    keep = None if is_file else next(spec.keeps for spec in experiment.conversations if spec.name == name)
     return load_conversations(
         path,
         name=given.stem if is_file else name,
