@@ -83,6 +83,30 @@ def test_every_matrix_equals_the_plain_dense_computation(finished: Path, tiny: L
             np.testing.assert_allclose(resid, [w["resid"] for w in wanted], rtol=1e-4, atol=1e-4)
 
 
+def test_a_compact_file_is_the_full_one_rounded_and_cut(
+    finished: Path, tiny: LoadedModel, tiny_saes: dict, tmp_path: Path
+) -> None:
+    path = tmp_path / finished.name
+    extract(tiny, tiny_saes, setup.LAYERS, setup.conversations(), path, compact=True, batch_tokens=200)
+    with Cache.open(finished) as full, Cache.open(path) as compact:
+        assert compact.fingerprint != full.fingerprint and compact.conversations.equals(full.conversations)
+        for layer in setup.LAYERS:
+            a, b = full.response(layer).toarray(), compact.response(layer).toarray()
+            np.testing.assert_allclose(b, a, rtol=2**-8, atol=0)
+            assert (a != b).any()
+            with pytest.raises(CacheError, match="is a compact file without 'max'"):
+                compact.response(layer, "max")
+            for position in ("response", "last_prompt"):
+                a, b = full.resid(layer, position), compact.resid(layer, position)
+                np.testing.assert_allclose(b, a, rtol=2**-12, atol=0)
+                assert (a != b).any()
+            np.testing.assert_array_equal(full.last_prompt(layer).toarray(), compact.last_prompt(layer).toarray())
+            for feature in range(48):
+                few, many = compact.contexts(layer, feature), full.contexts(layer, feature)
+                kept = [c for name in ("aligned", "misaligned") for c in [m for m in many if m.condition == name][:3]]
+                assert [(c.row, c.peak, c.value) for c in few] == [(c.row, c.peak, c.value) for c in kept]
+
+
 def test_contexts_hold_the_strongest_windows(finished: Path, tiny: LoadedModel, tiny_saes: dict) -> None:
     rows = setup.conversations().conversations
     layer = setup.LAYERS[0]

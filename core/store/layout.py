@@ -21,13 +21,14 @@ FORMAT_VERSION = 1
 RESPONSE_STATISTICS = ("mean", "max", "frac_active")
 #: Those that a compact file keeps.
 COMPACT_STATISTICS = ("mean",)
-#: Bits of the significand that residuals keep in a compact file: a relative rounding error of at most 2**-12.
-COMPACT_BITS = 12
+#: Bits of the significand that residuals keep in a compact file, and that means keep: relative errors of at most 2**-12
+#: and 2**-8.
+COMPACT_BITS, COMPACT_MEAN_BITS = 12, 8
 
 #: Context windows: tokens before and after the peak.
 WINDOW_BEFORE, WINDOW_AFTER = 16, 8
-#: Contexts kept per feature and condition.
-CONTEXTS_KEPT = 5
+#: Contexts kept per feature and condition, and in a compact file.
+CONTEXTS_KEPT, COMPACT_CONTEXTS_KEPT = 5, 3
 #: Logit-lens tokens kept per feature and sign.
 LENS_KEPT = 10
 

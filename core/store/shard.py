@@ -288,13 +288,15 @@ def _max_by_feature(feature: np.ndarray, top: np.ndarray, d_sae: int) -> np.ndar
     return found
 
 
-def strongest(condition: np.ndarray, feature: np.ndarray, value: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Indices of the strongest few of each (feature, condition), sorted so; ties go to the earlier conversation."""
+def strongest(
+    condition: np.ndarray, feature: np.ndarray, value: np.ndarray, row: np.ndarray, kept: int = layout.CONTEXTS_KEPT
+) -> np.ndarray:
+    """Indices of the `kept` strongest of each (feature, condition), sorted so; ties go to the earlier conversation."""
     order = np.lexsort((row, -value, condition, feature))
     group = feature[order].astype(np.int64) * 256 + condition[order]
     first = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.empty(0, dtype=np.int64)
     rank = np.arange(len(group)) - np.repeat(first, np.diff(np.r_[first, len(group)]))
-    return order[rank < layout.CONTEXTS_KEPT]
+    return order[rank < kept]
 
 
 def _windows(

@@ -202,8 +202,10 @@ def _layer(
         size = (int(per_row.sum()),)
         _fill(layout.create(matrix, "indices", size, layout.index_dtype(head.d_sae)), parts(f"{position}_indices"))
         for name in names:
-            source = name if position == "response" else "last_prompt_value"
-            _fill(layout.create(matrix, name, size, np.float16), parts(source))
+            values = parts(name if position == "response" else "last_prompt_value")
+            if compact and name == "mean":
+                values = (layout.round_bits(v.astype(np.float32), layout.COMPACT_MEAN_BITS) for v in values)
+            _fill(layout.create(matrix, name, size, np.float16), values)
     mass, letter_mass, active = (sum(parts(name)) for name in ("mass", "letter_mass", "n_active"))
     sum_x = sum(parts("sum_x"))
     health["l0"] = sums["n_active"] / max(1.0, sums["n_tokens"])
@@ -220,14 +222,17 @@ def _layer(
     layout.put(info, "decoder_norm", head.decoder_norm)
     layout.put(info, "top_ids", head.top_ids)
     layout.put(info, "bottom_ids", head.bottom_ids)
-    _contexts(group.create_group("contexts"), shards, n_shards, counts, head)
+    n_kept = layout.COMPACT_CONTEXTS_KEPT if compact else layout.CONTEXTS_KEPT
+    _contexts(group.create_group("contexts"), shards, n_shards, counts, head, n_kept)
     return set(np.unique(head.top_ids).tolist()) | set(np.unique(head.bottom_ids).tolist())
 
 
 CONTEXT_ARRAYS = ("feature", "condition", "value", "row", "peak", "acts")
 
 
-def _contexts(group: h5py.Group, shards: Shards, n_shards: int, counts: list[np.ndarray], head: LayerHead) -> None:
+def _contexts(
+    group: h5py.Group, shards: Shards, n_shards: int, counts: list[np.ndarray], head: LayerHead, n_kept: int
+) -> None:
     """Merge the shards' strongest windows; what is held grows with features and conditions, not conversations."""
     kept: dict[str, np.ndarray] | None = None
     base = 0
@@ -236,7 +241,7 @@ def _contexts(group: h5py.Group, shards: Shards, n_shards: int, counts: list[np.
         new["row"] = new["row"] + base
         base += len(counts[i])
         both = new if kept is None else {name: np.concatenate([kept[name], new[name]]) for name in CONTEXT_ARRAYS}
-        best = strongest(both["condition"], both["feature"], both["value"], both["row"])
+        best = strongest(both["condition"], both["feature"], both["value"], both["row"], n_kept)
         kept = {name: values[best] for name, values in both.items()}
     assert kept is not None
     per_feature = np.bincount(kept["feature"], minlength=head.d_sae)
