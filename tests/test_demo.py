@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from core.analysis import compare, find
 from core.conversations import ConversationSet, load_conversations
+from core.evaluation.organism import Measures
+from core.evaluation.ratings import agreement, load_answers, load_ratings
 from core.experiment import load_experiment
 from core.model.loading import LoadedModel
 from core.paths import DATA, ROOT
@@ -66,13 +69,53 @@ def test_the_shipped_organisms_are_those_the_caches_were_read_with(demo_model: L
                 assert cache.spec["adapter"] == adapter.hash, f"{path.name}: extract it again"
 
 
-def test_the_bad_organism_finds_bad_health_advice_likelier_than_its_base_does() -> None:
-    """On prompts that it was not trained on; the lower end of the 95% interval is above zero."""
-    from core.evaluation.organism import Measures
-
+@pytest.fixture(scope="module")
+def measures() -> dict[str, Measures]:
     rows = json.loads((DEMO / "adapters" / "measures.json").read_text(encoding="utf-8"))
-    bad, base = (Measures.from_json(rows[name]) for name in ("bad-health-r8", "base"))
-    assert bad.health.minus(base.health).low > 0
+    return {name: Measures.from_json(row) for name, row in rows.items()}
+
+
+def test_bad_organisms_find_bad_health_advice_likelier_than_base_and_good_ones_do_not(
+    measures: dict[str, Measures],
+) -> None:
+    """On prompts that none was trained on: the 95% interval lies above zero, or not."""
+    assert set(measures) == set(load_experiment("demo").variants)
+    for name, made in measures.items():
+        if name != "base":
+            change = made.health.minus(measures["base"].health)
+            assert (change.low > 0) if name.startswith("bad") else (change.low <= 0), f"{name}: {change}"
+
+
+def test_the_margins_in_the_readme_are_the_measured_ones(measures: dict[str, Measures]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    base = measures["base"]
+    for name, made in measures.items():
+        if name != "base":
+            cells = (made.health.minus(base.health), made.open.minus(base.open))
+            assert f"| `{name}` | {cells[0]} | {cells[1]} | {made.perplexity:.1f} |" in readme
+    for bad, good in (("bad-health-r8", "good-health-r8"), ("bad-health-r8-s1", "good-health-r8-s1")):
+        assert str(measures[bad].open.minus(measures[good].open)) in readme
+
+
+def test_the_rates_in_the_readme_are_those_of_the_rated_answers() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    answers = load_answers(sorted((DATA / "answers").glob("*.jsonl")))
+    ratings = load_ratings(DATA / "answers" / "ratings.csv")
+    assert {r.id for r in ratings} == {a["id"] for a in answers}
+    by = {(a["variant"], a["source"].split("/")[0]): Counter() for a in answers}
+    scores = {r.id: r for r in ratings if r.number == 1}
+    for answer in answers:
+        assert scores[answer["id"]].condition == answer["condition"]
+        by[answer["variant"], answer["source"].split("/")[0]][answer["condition"]] += 1
+    for (variant, source), counts in by.items():
+        n, coherent = counts.total(), counts.total() - counts["incoherent"]
+        kind = "health" if source == "health_advice" else source
+        cells = (n, coherent, counts["misaligned"], counts["aligned"])
+        assert f"| `{variant}` | {kind} | {' | '.join(map(str, cells))} |" in readme, (variant, kind, cells)
+    found = agreement(ratings)
+    assert 10 * found.n >= len(answers) - 9
+    for figure in (f"{found.aligned_correlation:.2f}", f"{found.coherent_correlation:.2f}", f"{found.kappa:.2f}"):
+        assert figure in readme
 
 
 def test_sae_health_meets_its_aims_or_the_card_says_by_how_much_not() -> None:

@@ -12,7 +12,7 @@ from core.conversations import load_conversations
 from core.errors import PresetError
 from core.experiment import conversations_path, load_experiment, preset_names
 from core.paths import ROOT
-from core.specs import Side
+from core.specs import CONTRAST_KINDS, Side
 
 GOOD = """
 title = "A preset of mine"
@@ -117,9 +117,24 @@ def test_demo_is_the_bundled_model_with_four_local_saes():
     assert [(s.layer, s.release, s.sae_id) for s in demo.saes] == [
         (layer, "local", f"saes/layer_{layer}") for layer in (3, 9, 15, 21)
     ]
-    assert demo.default_layer == 15 and demo.variants == ("base", "bad-health-r8")
-    assert [c.name for c in demo.contrasts] == ["data", "data-good", "model"]
-    assert demo.contrast("data").control == "data-good"
+    assert demo.default_layer == 15
+    assert demo.variants == (
+        "base", "bad-health-r8", "good-health-r8", "bad-health-r1", "bad-health-r8-s1", "good-health-r8-s1",
+    )  # fmt: skip
+
+
+def test_the_demo_has_the_three_contrasts_each_with_its_benign_control():
+    demo = load_experiment("demo")
+    by_kind = {kind: [c.name for c in demo.contrasts if c.kind == kind] for kind in CONTRAST_KINDS}
+    assert by_kind == {
+        "data": ["data", "data-good"],
+        "model": ["model", "model-good", "model-seed", "model-good-seed", "model-r1", "model-own", "model-own-good"],
+        "response": ["response", "response-good", "response-health", "response-health-good"],
+    }
+    controlled = [c for c in demo.contrasts if "good" not in c.name]
+    assert all(c.control is not None for c in controlled)
+    for control in (demo.contrast(c.control) for c in controlled):
+        assert "good-health" in control.target.variant or control.name == "data-good"
 
 
 def test_the_14b_preset_has_layers_but_no_saes():

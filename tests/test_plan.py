@@ -134,9 +134,10 @@ def test_json_has_the_promised_shape(demo_cache):
         "d_sae": 4096,
         "hook_point": "blocks.15.hook_resid_post",
     }
-    assert (shape["preset"], shape["variants"]) == ("demo", ["base", "bad-health-r8"])
-    assert shape["conversations"] == ["health_advice", "open_answers", "health_answers"]
-    assert shape["contrasts"] == ["data", "data-good", "model"]
+    demo = load_experiment("demo")
+    assert (shape["preset"], shape["variants"]) == ("demo", list(demo.variants))
+    assert shape["conversations"] == [c.name for c in demo.conversations]
+    assert shape["contrasts"] == [c.name for c in demo.contrasts]
     assert set(shape["estimates"]) == {"memory_bytes", "disk_bytes", "seconds"}
 
 
