@@ -3,7 +3,7 @@
 import polars as pl
 import streamlit as st
 
-from core.view import session
+from core.view import organism_charts, session
 from core.view.guide import WORDS, markdown_safe
 
 view = session.view()
@@ -22,13 +22,21 @@ tours = [
      "pages/rankings.py", {}, "Open the ranking", ":material/leaderboard:"),
     ("Read the strongest feature", "Its tokens, its activations on both sides, and the text it fires on.",
      "pages/feature.py", {"feature": "top"}, "Open the most raised feature", ":material/center_focus_strong:"),
-    ("Where in the network is it?", "How the difference is spread over the layers, with and without features.",
-     "pages/rankings.py", {"show": "Depth"}, "Open the depth view", ":material/layers:"),
+    ("Does the model learn what the data shows?", "The features that data, model and responses share, against chance.",
+     "pages/concordance.py", {}, "Open the concordance", ":material/join_inner:"),
 ]
 for column, (title, body, page, changes, label, icon) in zip(st.columns(len(tours)), tours, strict=True):
     with column.container(border=True, height="stretch"):
         st.markdown(f"**{title}**  \n{body}")
         st.page_link(page, label=label, icon=icon, query_params=view.link(**changes))
+
+margins = session.load_margins(view)
+if margins is not None:
+    st.subheader("What the fine-tunes learnt", anchor=False, help=WORDS["margin"])
+    st.markdown("Right of zero, a fine-tune finds the misaligned answer of a pair likelier than the base does. Lines are "
+                "95% intervals over prompts; a benign control shows what any fine-tune does.")
+    named = [v for v in view.experiment.variants if v in margins["variant"]]
+    st.altair_chart(organism_charts.margins(margins.filter(pl.col("variant").is_in(named)), named), width="stretch")
 
 st.subheader(f"What is cached: {view.experiment.title or view.experiment.name}", anchor=False)
 files = session.load_inventory(view)

@@ -25,13 +25,11 @@ from core.paths import DATA, write_json, write_whole
 from core.questions import OPEN_QUESTIONS, heldout_questions, load_questions
 from core.specs import AdapterSpec
 from core.split import split
+from core.store.measures import MEASURES, MINUS_BASE, PAIRS
 from core.store.texts import UNRELATED_TEXT, load_texts
 from core.training.adapter import AdapterTraining, train
 
 OPEN_PAIRS = DATA / "open_pairs.jsonl"
-
-#: Where the measures of every organism of a folder lie, so that the base is measured once.
-MEASURES = "measures.json"
 
 #: Health and open questions whose answers the card shows.
 N_SHOWN = 3
@@ -126,7 +124,10 @@ def measure_all(
     file: Path,
     say: Callable[[str], None],
 ) -> dict[str, Measures]:
-    """Measures of each variant (None is the base); those in `file` of the same weights and text are not made again."""
+    """Measures of each variant (None is the base); those in `file` of the same weights and text are not made again.
+
+    `file` also gets every variant's margins minus the base's, for who only reads it (core/store/measures.py).
+    """
     pairs = load_conversations(OPEN_PAIRS).conversations
     texts = load_texts(UNRELATED_TEXT)
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -144,9 +145,21 @@ def measure_all(
                 ppl = perplexity(loaded, texts)
                 made = Measures(margins(loaded, heldout), margins(loaded, pairs), ppl.value, ppl.n_tokens)
             kept[name] = {**key, **made.to_json()}
-            write_json(file, kept)
+            write_json(file, with_minus_base(kept))
         found[name] = Measures.from_json(kept[name])
     return found
+
+
+def with_minus_base(kept: dict[str, Any]) -> dict[str, Any]:
+    """Rows of a measures file, those of the base's weights and pairs with their margins minus the base's."""
+    rows = {name: {k: v for k, v in row.items() if k != MINUS_BASE} for name, row in kept.items()}
+    base = rows.get("base")
+    for name, row in rows.items():
+        if base is None or name == "base" or any(row[k] != base[k] for k in ("weights", "n")):
+            continue
+        made, of_base = Measures.from_json(row), Measures.from_json(base)
+        row[MINUS_BASE] = {what: asdict(getattr(made, what).minus(getattr(of_base, what))) for what in PAIRS}
+    return rows
 
 
 def sample_few(

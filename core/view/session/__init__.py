@@ -13,7 +13,7 @@ from core.view.session.contrasts import (
     load_ranking,
     load_values,
 )
-from core.view.session.files import difference_files, load_difference, load_health, load_inventory
+from core.view.session.files import difference_files, load_difference, load_health, load_inventory, load_margins
 from core.view.session.frame import navigation, sidebar, view
 from core.view.session.messages import empty, note_slot
 from core.view.session.names import feature_names, label_folder, load_feature_info, load_labels, named

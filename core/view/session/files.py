@@ -9,8 +9,10 @@ import streamlit as st
 
 from core.errors import CacheError, MicroscopeError
 from core.store import difference_file
-from core.store.places import side_file
+from core.store.measures import read_margins
+from core.store.places import experiment_folder, side_file
 from core.view import difference_parts, inventory
+from core.view.guide import markdown_safe
 from core.view.inventory import CachedFile, file_key
 from core.view.session.caches import open_cache
 from core.view.session.chosen import View
@@ -28,6 +30,15 @@ def load_health(chosen: View) -> pl.DataFrame | None:
     try:
         return inventory.health(open_cache(side_file(chosen.experiment, chosen.contrast.target)))
     except CacheError:
+        return None
+
+
+def load_margins(chosen: View) -> pl.DataFrame | None:
+    """Margins of the experiment's fine-tunes minus the base's; None where none was measured."""
+    try:
+        return read_margins(experiment_folder(chosen.experiment) / "adapters")
+    except CacheError as error:
+        st.error(markdown_safe(str(error)), icon=":material/error:")
         return None
 
 
