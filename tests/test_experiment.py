@@ -128,13 +128,17 @@ def test_the_demo_has_the_three_contrasts_each_with_its_benign_control():
     by_kind = {kind: [c.name for c in demo.contrasts if c.kind == kind] for kind in CONTRAST_KINDS}
     assert by_kind == {
         "data": ["data", "data-good"],
-        "model": ["model", "model-good", "model-seed", "model-good-seed", "model-r1", "model-own", "model-own-good"],
+        "model": [
+            "model", "model-good", "model-against-good", "model-against-good-seed", "model-seeds", "model-seed",
+            "model-good-seed", "model-r1", "model-own", "model-own-good",
+        ],
         "response": ["response", "response-good", "response-health", "response-health-good"],
     }
-    controlled = [c for c in demo.contrasts if "good" not in c.name]
-    assert all(c.control is not None for c in controlled)
-    for control in (demo.contrast(c.control) for c in controlled):
-        assert "good-health" in control.target.variant or control.name == "data-good"
+    with_control = {c.name: c.control for c in demo.contrasts if c.control is not None}
+    without = {c.name for c in demo.contrasts} - with_control.keys()
+    assert without == set(with_control.values()), "what has no control is one"
+    for name, control in with_control.items():
+        assert demo.contrast(control).kind == demo.contrast(name).kind
 
 
 def test_the_14b_preset_has_layers_but_no_saes():

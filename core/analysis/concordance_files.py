@@ -59,7 +59,7 @@ def open_contrasts(preset: str, names: Sequence[str], folder: Path | None = None
     controls, missing = {}, []
     for name in names:
         control = experiment.contrast(name).control
-        if control is None:
+        if control is None or control in names:
             continue
         try:
             controls[name] = find_sides(preset, control, None, None, folder)[0]

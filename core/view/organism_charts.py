@@ -13,8 +13,8 @@ import polars as pl
 from core.store.measures import PAIRS
 from core.view.charts import AXIS, LEGEND, NEUTRAL, RAISED, SUPPRESSED, finish
 
-#: Pixels a variant takes.
-ROW = 46
+#: Pixels that a variant takes, and that legend and axis take around them.
+ROW, AROUND = 40, 110
 
 
 def margins(rows: pl.DataFrame, variants: Sequence[str]) -> alt.LayerChart:
@@ -39,5 +39,5 @@ def margins(rows: pl.DataFrame, variants: Sequence[str]) -> alt.LayerChart:
     lines = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q")
     dots = base.mark_circle(size=90, opacity=1).encode(x="mean:Q")
     zero = alt.Chart(pl.DataFrame({"x": [0.0]})).mark_rule(color=NEUTRAL, strokeDash=[4, 3]).encode(x="x:Q")
-    height = ROW * rows["variant"].n_unique()
+    height = AROUND + ROW * rows["variant"].n_unique()
     return finish(alt.layer(zero, lines, dots), height, "Change of margin from base, by fine-tune")

@@ -68,7 +68,7 @@ def open_contrasts(chosen: View, contrasts: Sequence[ContrastSpec]) -> Contrasts
     """Several contrasts with their benign controls; a control that cannot be opened is left out with a note."""
     sides, controls, missing = open_every(chosen, contrasts), {}, []
     for contrast in contrasts:
-        if contrast.control is not None:
+        if contrast.control is not None and contrast.control not in sides:
             try:
                 controls[contrast.name] = _open_both(chosen.experiment, chosen.experiment.contrast(contrast.control))
             except MicroscopeError as error:
