@@ -86,6 +86,8 @@ class AdapterSpec:
     name: str
     id: str
     note: str = ""
+    layers: tuple[int, ...] = ()
+    """Layers to cache when it reads; the experiment's when empty."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class ConversationsSpec:
     """Read only the conversations that have one of these conditions; all when empty."""
     sources: tuple[str, ...] = ()
     """Read only the conversations from one of these sources (see `in_source`); all when empty."""
+    layers: tuple[int, ...] = ()
+    """Layers to cache when it is read; the experiment's when empty."""
 
     def keeps(self, condition: str, source: str) -> bool:
         """Whether a conversation of the file belongs to the set."""
@@ -194,6 +198,24 @@ class Experiment:
                 f"Preset {self.name!r}: layer {max(self.layers)} does not exist; "
                 f"{self.model.id} has layers 0 to {self.model.n_layers - 1}."
             )
+
+        for spec in (*self.adapters, *self.conversations):
+            for layer in spec.layers:
+                if layer not in self.layers:
+                    raise PresetError(
+                        f"Preset {self.name!r}, {spec.name!r}: layer {layer} is not among the experiment's layers "
+                        f"{', '.join(map(str, self.layers))}."
+                    )
+
+    def layers_of(self, variant: str, conversations: str) -> tuple[int, ...]:
+        """Layers cached when `variant` reads the set: the experiment's that neither the adapter nor the set leaves out.
+
+        A conversation file that is no set of the experiment's leaves nothing out.
+        """
+        specs = (
+            *(s for s in self.adapters if s.name == variant), *(s for s in self.conversations if s.name == conversations)
+        )  # fmt: skip
+        return tuple(layer for layer in self.layers if all(layer in (s.layers or self.layers) for s in specs))
 
     @property
     def variants(self) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ def test_every_contrast_of_the_preset_is_cached_from_the_text_that_ships() -> No
                 shipped = prepare.conversations_for(experiment, side.conversations)
                 assert cache.spec["conversations_hash"] == shipped.hash, f"{side.describe()}: extract it again"
                 assert cache.spec["storage"] == "compact" and cache.variant == side.variant
+                assert cache.layers == experiment.layers_of(side.variant, side.conversations)
                 assert check_file(cache.path)["ok"]
 
 

@@ -141,6 +141,17 @@ def test_the_demo_has_the_three_contrasts_each_with_its_benign_control():
         assert demo.contrast(control).kind == demo.contrast(name).kind
 
 
+def test_adapters_and_sets_may_leave_layers_out(write):
+    text = GOOD.replace('id = "org/adapter"', 'id = "org/adapter"\nlayers = [1]')
+    one = load_experiment(write(text))
+    assert one.layers_of("base", "mine") == one.layers_of("base", "no set of it") == (1, 3)
+    assert one.layers_of("bad", "mine") == (1,)
+    both = load_experiment(write(text.replace('path = "mine.jsonl"', 'path = "mine.jsonl"\nlayers = [3]')))
+    assert both.layers_of("base", "mine") == (3,) and both.layers_of("bad", "no set of it") == (1,)
+    says = refusal(write(text.replace("layers = [1]", "layers = [1, 2]")))
+    assert "'bad': layer 2 is not among the experiment's layers 1, 3" in says
+
+
 def test_the_14b_preset_has_layers_but_no_saes():
     experiment = load_experiment("qwen2.5-14b-instruct")
     assert experiment.saes == () and len(experiment.layers) >= 5

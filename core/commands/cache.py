@@ -53,10 +53,11 @@ def extract(
 
     experiment = load_experiment(preset)
     prepare.adapter_spec(experiment, variant)
-    chosen = prepare.choose_layers(experiment, parse_layers(layers))
+    name = conversations or prepare.default_conversations(experiment, variant)
+    chosen = prepare.choose_layers(experiment, parse_layers(layers) or experiment.layers_of(variant, name))
     rows = prepare.conversations_for(
         experiment,
-        conversations or prepare.default_conversations(experiment, variant),
+        name,
         skip_bad=skip_bad,
         limit=limit,
         allow_conditions=allow_condition or (),

@@ -50,7 +50,7 @@ def rank(
 def attribute(
     preset: Preset,
     contrast: Annotated[str, typer.Argument(help="A contrast whose two sides are read by one variant.")],
-    layers: Layers = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, e.g. 9,15; all that are cached when left out.")] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one batch, padding included.")] = 1024,
     cache: CacheDir = None,
     device: Device = None,
@@ -69,10 +69,12 @@ def attribute(
     from core.view.text import attribution_text
 
     experiment = load_experiment(preset)
-    spec, chosen = experiment.contrast(contrast), prepare.choose_layers(experiment, parse_layers(layers))
+    spec, asked = experiment.contrast(contrast), parse_layers(layers)
+    prepare.choose_layers(experiment, asked)
     one_reader(spec)
     folder = cache or experiment_folder(experiment)
     with Cache.open(side_file(experiment, spec.target, folder)) as text, counting_bar("attribute") as advance:
+        chosen = prepare.choose_layers(experiment, asked or text.layers)
         loaded = prepare.model_for(experiment, device=device, dtype=dtype)
         done = run(
             loaded, prepare.adapter_for(experiment, spec.target.variant, loaded),

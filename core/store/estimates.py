@@ -71,6 +71,8 @@ class PlannedConversations:
     n_conversations: int
     n_tokens: int
     n_response_tokens: int
+    layers: tuple[int, ...] = ()
+    """Layers that its cache file keeps; all that are planned when empty."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ def _cache_bytes(d_model: int, layers: Sequence[PlannedLayer], read: PlannedConv
     context = 2 * layout.CONTEXTS_KEPT * (layout.WINDOW_BEFORE + 1 + layout.WINDOW_AFTER) * CONTEXT_TOKEN_BYTES
     total = 5.0 * read.n_tokens
     for one in layers:
+        if read.layers and one.layer not in read.layers:
+            continue
         total += 2 * 4 * d_model * n
         d_sae = _width(one.d_sae)
         index = layout.index_dtype(d_sae).itemsize

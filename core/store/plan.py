@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +143,10 @@ def make_plan(
         estimates=estimate(
             experiment.model,
             layers,
-            [by_name[e.conversations] for e in extractions],
+            [
+                replace(by_name[e.conversations], layers=experiment.layers_of(e.variant, e.conversations))
+                for e in extractions
+            ],
             [a for a in experiment.adapters if a.name in used],
             device=device or guess_device(),
             dtype=experiment.dtype,

@@ -14,7 +14,7 @@ from core.store.measures import PAIRS
 from core.view.charts import AXIS, LEGEND, NEUTRAL, RAISED, SUPPRESSED, finish
 
 #: Pixels that a variant takes, and that legend and axis take around them.
-ROW, AROUND = 40, 110
+ROW, AROUND = 44, 130
 
 
 def margins(rows: pl.DataFrame, variants: Sequence[str]) -> alt.LayerChart:
@@ -24,9 +24,10 @@ def margins(rows: pl.DataFrame, variants: Sequence[str]) -> alt.LayerChart:
     likelier than the base does.
     """
     drawn = rows.with_columns(pl.col("pairs").replace_strict(PAIRS).alias("what"))
-    colour = alt.Color("what:N", title=None, legend=alt.Legend(**LEGEND),
+    colour = alt.Color("what:N", title=None, legend=alt.Legend(**LEGEND, columns=1),
                        scale=alt.Scale(domain=list(PAIRS.values()), range=[RAISED, SUPPRESSED]))
-    y = alt.Y("variant:N", title=None, sort=list(variants), axis=alt.Axis(labelLimit=200, domain=False, ticks=False))
+    y = alt.Y("variant:N", title=None, sort=list(variants), scale=alt.Scale(paddingInner=0.45),
+              axis=alt.Axis(labelLimit=200, domain=False, ticks=False))
     offset = alt.YOffset("what:N", sort=list(PAIRS.values()))
     tooltip = [
         alt.Tooltip("variant:N", title="Variant"), alt.Tooltip("what:N", title="Pairs"),
@@ -35,7 +36,7 @@ def margins(rows: pl.DataFrame, variants: Sequence[str]) -> alt.LayerChart:
         alt.Tooltip("n:Q", title="Prompts"),
     ]  # fmt: skip
     base = alt.Chart(drawn).encode(y=y, yOffset=offset, color=colour, tooltip=tooltip)
-    x = alt.X("low:Q", title="Change of margin from base (nats per token)", axis=alt.Axis(format="+.1f", **AXIS))
+    x = alt.X("low:Q", title="Change of margin (nats per token)", axis=alt.Axis(format="+.1f", **AXIS))
     lines = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q")
     dots = base.mark_circle(size=90, opacity=1).encode(x="mean:Q")
     zero = alt.Chart(pl.DataFrame({"x": [0.0]})).mark_rule(color=NEUTRAL, strokeDash=[4, 3]).encode(x="x:Q")

@@ -44,7 +44,10 @@ def sidebar() -> None:
             st.selectbox, "Position", "position", list(POSITIONS), "response", always=True,
             format_func=POSITION_NAMES.__getitem__, help=WORDS["position"],
         )
-        st.caption(markdown_safe(f"Target: {contrast.target.describe()}. Reference: {contrast.reference.describe()}."))
+        # the box above cuts a long title off
+        whole = f"{markdown_safe(contrast.title)}  \n" if contrast.title else ""
+        sides = f"Target: {contrast.target.describe()}. Reference: {contrast.reference.describe()}."
+        st.caption(f"{whole}{markdown_safe(sides)}")
     st.session_state["view"] = View(experiment, contrast, layer, position)
 
 
