@@ -95,7 +95,7 @@ if hidden := concordance.n_format_hidden:
     st.caption(f"{hidden:,} format feature{'s are' if hidden > 1 else ' is'} hidden.", help=WORDS["format"])
 figures = st.container(horizontal=True, gap="medium")
 for name, value, word in parts.figures(concordance, end, words):
-    figures.metric(name, value, width=200, help=WORDS[word])
+    figures.metric(name, value, width=240 if len(specs) > 2 else 160, help=WORDS[word])
 
 pairs = parts.pairs(concordance)
 pair = pairs[session.choose(st.segmented_control, "Pair", "pair", list(pairs), next(iter(pairs)),

@@ -106,8 +106,10 @@ st.altair_chart(charts.share_by_layer(rows, [one.variant for one in shown], laye
                 on_select=pick_layer, selection_mode=PICK, width="stretch")
 st.caption("Click a layer to choose it. Fainter points: two halves of the texts agree less on the direction.",
            help=WORDS["split_half"])
-for sentence in dict.fromkeys(filter(None, map(parts.masked, shown))):
-    st.caption(sentence, help=WORDS["sink"])
+sinks = {one.variant: sentence for one in shown if (sentence := parts.masked(one))}
+alike = len(sinks) == len(shown) and len(set(sinks.values())) == 1
+for name, sentence in list(sinks.items())[: 1 if alike else None]:
+    st.caption(sentence if alike else f"{markdown_safe(name)}: {sentence}", help=WORDS["sink"])
 
 st.subheader(f"Tokens at layer {layer}, {parts.place_name(lens, place)}", anchor=False, help=WORDS["difference_tokens"])
 for column, one in zip(st.columns(len(shown), gap="large"), shown, strict=True):
@@ -132,7 +134,7 @@ else:
 
 st.subheader("What not to conclude", anchor=False)
 st.markdown("\n".join(f"- {caveat}" for caveat in parts.CAVEATS))
-st.caption("Method: activation difference lens, Minder et al., arXiv 2510.13900. Steering with the difference is left "
-           "to the steering page.")
+st.caption("Method: activation difference lens, Minder et al., arXiv 2510.13900. Steering with the difference is "
+           "not part of this app.")
 with st.expander("All figures"):
     st.dataframe(rows.with_columns(pl.col("share").round(5)), hide_index=True)

@@ -18,7 +18,6 @@ BARS = 12
 LENGTH_RATIO = 1.1
 
 
-
 def column_config() -> dict[str, object]:
     """Headings with their explanation, and number formats."""
     forms = {"effect_size": "%.2f", "q_value": "%.2g", "auroc": "%.2f", "mean_target": "%.3g",
@@ -58,7 +57,8 @@ with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
 settings = replace(session.QUICK, max_length_ratio=LENGTH_RATIO if matched else None)
 
 if show == "Depth":
-    depth = session.load_depth(view, sides, settings)
+    with st.spinner("Ranking every layer"):
+        depth = session.load_depth(view, sides, settings)
     st.markdown(describe.depth(depth))
     columns = st.columns(3, gap="medium")
     for column, title, chart, word in zip(
@@ -104,8 +104,10 @@ if hidden:
 for note in ranking.notes:
     st.info(markdown_safe(note), icon=":material/info:")
 sae = health.of_sides(sides, view.layer)
-if sae is not None:
-    (st.warning if sae.worse else st.caption)(markdown_safe(sae.sentence))
+if sae is not None and sae.worse:
+    st.warning(markdown_safe(sae.sentence), icon=":material/troubleshoot:")
+elif sae is not None:
+    st.caption(markdown_safe(sae.sentence), help=WORDS["fvu"])
 
 if show == "Features":
     plot = session.choose(st.segmented_control, "Plot", "plot", list(PLOTS), "volcano",

@@ -91,7 +91,7 @@ def test_the_chart_draws_each_interval_once() -> None:
         ("bad", "Health, held-out prompts", 0.2), ("bad", "Open questions", 0.0), ("good", "Open questions", -0.2),
     ]  # fmt: skip
     titles = [layer["encoding"]["x"].get("title") for layer in drawn["layer"] if "x" in layer["encoding"]]
-    assert "Change of margin from base (nats per token)" in titles
+    assert "Change of margin (nats per token)" in titles
 
 
 def test_the_overview_shows_it_and_survives_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ PICK = "pick"
 _Q_FLOOR = 1e-300  # keeps -log10 q finite where a p-value underflows
 #: Options of axes and legends, alike in every chart.
 AXIS = {"titleFontWeight": "normal", "labelOverlap": True, "tickCount": 8}
-PLAIN = {**AXIS, "format": "~g"}
+PLAIN = {**AXIS, "format": "~r"}
 LEGEND = {"orient": "top", "title": None, "labelLimit": 260, "symbolOpacity": 1}
 
 
