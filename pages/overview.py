@@ -37,6 +37,8 @@ if margins is not None:
                 "95% intervals over prompts; a benign control shows what any fine-tune does.")
     named = [v for v in view.experiment.variants if v in margins["variant"]]
     st.altair_chart(organism_charts.margins(margins.filter(pl.col("variant").is_in(named)), named), width="stretch")
+    st.caption("  \n".join(f"{markdown_safe(a.name)}: {markdown_safe(a.note)}"
+                           for a in view.experiment.adapters if a.name in named and a.note))
 
 st.subheader(f"What is cached: {view.experiment.title or view.experiment.name}", anchor=False)
 files = session.load_inventory(view)

@@ -36,7 +36,7 @@ def test_few_shared_prompts_do_not_make_pairs() -> None:
     target, reference = sample("t", list("abcdefgh")), sample("r", list("abuvwxyz"))
     units = build_units(target, reference)
     assert not units.paired and units.target.n_prompts == 8 and units.n_prompts == 14
-    assert "2 of 8 prompts stand on both sides" in units.notes[0]
+    assert "2 of the 8 prompts of the smaller side stand on both" in units.notes[0]
     assert build_units(target, reference, pairing="paired").target.n_prompts == 2
     assert build_units(target, reference, min_shared_share=0.25).paired
 

@@ -127,7 +127,7 @@ def build_units(
         ids_target = ids_reference = shared
     elif len(shared):
         notes.append(
-            f"{len(shared)} of {fewer} prompts stand on both sides but the test is unpaired, "
+            f"{len(shared)} of the {fewer} prompts of the smaller side stand on both but the test is unpaired, "
             "so these are counted as if they were independent."
         )
     if max_length_ratio is not None:
