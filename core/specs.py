@@ -213,8 +213,9 @@ class Experiment:
         A conversation file that is no set of the experiment's leaves nothing out.
         """
         specs = (
-            *(s for s in self.adapters if s.name == variant), *(s for s in self.conversations if s.name == conversations)
-        )  # fmt: skip
+            *(s for s in self.adapters if s.name == variant),
+            *(s for s in self.conversations if s.name == conversations),
+        )
         return tuple(layer for layer in self.layers if all(layer in (s.layers or self.layers) for s in specs))
 
     @property

@@ -22,7 +22,7 @@ tours = [
      "pages/rankings.py", {}, "Open the ranking", ":material/leaderboard:"),
     ("Read the strongest feature", "Its tokens, its activations on both sides, and the text it fires on.",
      "pages/feature.py", {"feature": "top"}, "Open the most raised feature", ":material/center_focus_strong:"),
-    ("Does the model learn what the data shows?", "The features that data, model and responses share, against chance.",
+    ("Does the model learn what the data shows?", "The features that data, model and responses share.",
      "pages/concordance.py", {}, "Open the concordance", ":material/join_inner:"),
 ]
 for column, (title, body, page, changes, label, icon) in zip(st.columns(len(tours)), tours, strict=True):

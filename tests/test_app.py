@@ -87,7 +87,8 @@ def test_every_page_draws_and_writes_its_choices_into_the_url(cache: Path, page:
 def test_overview_says_what_is_cached_and_starts_three_tours(cache: Path) -> None:
     app = open_page()
     files, health = (frame.value for frame in app.dataframe)
-    assert set(files["status"].to_list()[1:]) == {"not made yet"} and files["status"][0] == "ready" and files["n"].to_list()[0] == 60
+    assert set(files["status"].to_list()[1:]) == {"not made yet"}
+    assert files["status"][0] == "ready" and files["n"].to_list()[0] == 60
     assert "30 misaligned" in files["conditions"][0] and files["layers"][0] == "3, 15"
     assert health["layer"].to_list() == [3, 15] and health["features"].to_list() == [64, 64]
     links = app.get("page_link")

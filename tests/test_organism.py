@@ -1,4 +1,4 @@
-"""What is measured of an organism: against the margins themselves, not made again, and read into a table and a chart."""
+"""What is measured of an organism: against the margins themselves, made once, read into a table and a chart."""
 
 from __future__ import annotations
 

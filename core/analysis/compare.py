@@ -114,7 +114,8 @@ def subject_notes(sides: Sides) -> tuple[str, ...]:
     """
     shares = []
     for cache, side in ((sides.target, sides.contrast.target), (sides.reference, sides.contrast.reference)):
-        kinds = [source.split("/")[0] for source in cache.conversations["source"].gather(side_rows(cache, side).tolist())]
+        sources = cache.conversations["source"].gather(side_rows(cache, side).tolist())
+        kinds = [source.split("/")[0] for source in sources]
         shares.append({kind: n / len(kinds) for kind, n in Counter(kinds).items()})
     kinds = sorted(shares[0].keys() | shares[1].keys())
     distance = sum(abs(shares[0].get(k, 0.0) - shares[1].get(k, 0.0)) for k in kinds) / 2

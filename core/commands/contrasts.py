@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from core.commands.shared import AsJson, CacheDir, Device, Dtype, Layers, Preset, emit, parse_layers, say
+from core.commands.shared import AsJson, CacheDir, Device, Dtype, Preset, emit, parse_layers, say
 
 
 def rank(

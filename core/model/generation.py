@@ -26,7 +26,7 @@ class Sampling:
     temperature: float = 1.0
     """0 takes the most probable token."""
     top_p: float = 1.0
-    """Nucleus sampling (Holtzman et al. 1904.09751): the most probable tokens that together reach this share; 1: all."""
+    """Nucleus sampling (Holtzman et al. 1904.09751): the most probable tokens that reach this share; 1: all."""
     max_new_tokens: int = 120
 
     def __post_init__(self) -> None:

@@ -59,9 +59,9 @@ WORDS: dict[str, str] = {
     "residual": "The residual stream: the vector each layer reads and adds to, before any dictionary.",
     "separation": "How well the mean difference of the two sides, taken on half of the prompts, tells apart responses "
                   "to the other half. Uses the residual stream, not features. 0.5 is a coin, 1 is perfect.",
-    "margin": "How much likelier, per token, a model finds the misaligned answer of a matched pair than the aligned one "
-    "(mean log-probability, nats). Here minus the same of the base, prompt by prompt. It needs no judge, and says what "
-    "the model leans towards, not what it would write.",
+    "margin": "How much likelier, per token, a model finds the misaligned answer of a matched pair than the aligned "
+              "one (mean log-probability, nats). Here minus the same of the base, prompt by prompt. It needs no judge, "
+              "and says what the model leans towards, not what it would write.",
     "variant": "Which weights read the text: the base model, or the base with a fine-tuned adapter.",
     "conversations": "A set of prompts with responses. Each carries a condition, such as misaligned or aligned.",
     "rank": "1 is the most raised feature of those tested; the largest number is the most suppressed.",
