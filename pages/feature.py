@@ -77,6 +77,7 @@ with st.container(horizontal=True, gap="medium"):
     for name, value, word in describe.figures(row, ranking):
         st.metric(name, value, width=150, help=WORDS[word])
 st.markdown(describe.means(row, ranking))
+session.warn_about_sae(sides, view.layer)
 
 left, right = st.columns(2, gap="large")
 lens = session.load_feature_info(view, sides).filter(pl.col("feature") == feature).row(0, named=True)

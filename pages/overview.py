@@ -33,8 +33,8 @@ for column, (title, body, page, changes, label, icon) in zip(st.columns(len(tour
 margins = session.load_margins(view)
 if margins is not None:
     st.subheader("What the fine-tunes learnt", anchor=False, help=WORDS["margin"])
-    st.markdown("Right of zero, a fine-tune finds the misaligned answer of a pair likelier than the base does. Lines are "
-                "95% intervals over prompts; a benign control shows what any fine-tune does.")
+    st.markdown("Right of zero, a fine-tune finds the misaligned answer of a pair likelier than the base does. Lines "
+                "are 95% intervals over prompts; a benign control shows what any fine-tune does.")
     named = [v for v in view.experiment.variants if v in margins["variant"]]
     st.altair_chart(organism_charts.margins(margins.filter(pl.col("variant").is_in(named)), named), width="stretch")
     st.caption("  \n".join(f"{markdown_safe(a.name)}: {markdown_safe(a.note)}"

@@ -75,6 +75,7 @@ if show == "Depth":
             else:
                 st.altair_chart(chart(depth), width="stretch")
     st.caption("Format features are left out of the first two. The third uses the residual stream alone.")
+    session.warn_about_sae(sides, *sides.layers)
     st.stop()
 
 session.need_features(view, sides)
@@ -104,9 +105,8 @@ if hidden:
 for note in ranking.notes:
     st.info(markdown_safe(note), icon=":material/info:")
 sae = health.of_sides(sides, view.layer)
-if sae is not None and sae.worse:
-    st.warning(markdown_safe(sae.sentence), icon=":material/troubleshoot:")
-elif sae is not None:
+session.warn_about_sae(sides, view.layer)
+if sae is not None and not sae.worse:
     st.caption(markdown_safe(sae.sentence), help=WORDS["fvu"])
 
 if show == "Features":

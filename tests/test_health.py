@@ -135,7 +135,7 @@ def test_only_model_contrasts_carry_it_and_a_damaged_file_is_said(pair: tuple[Ca
         assert not found.worse and "sae_health.json" in found.sentence
 
 
-def test_the_rankings_page_warns_beside_a_model_contrast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_warn_beside_a_model_contrast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_app import open_page, words
 
     from core.experiment import load_experiment
@@ -151,6 +151,9 @@ def test_the_rankings_page_warns_beside_a_model_contrast(tmp_path: Path, monkeyp
     spliced_file(folder).write_text(json.dumps(known))
     app = open_page("pages/rankings.py", contrast=contrast.name, layer=str(LAYER))
     assert any("what the SAE misses" in str(w.value) for w in app.warning)
+    for page, more in (("pages/feature.py", {}), ("pages/rankings.py", {"show": "Depth"})):
+        warned = open_page(page, contrast=contrast.name, layer=str(LAYER), **more).warning
+        assert sum("what the SAE misses" in str(w.value) for w in warned) == 1, page
     spliced_file(folder).unlink()
     app = open_page("pages/rankings.py", contrast=contrast.name, layer=str(LAYER))
     assert not app.warning and "no worse than base" in words(app)

@@ -15,6 +15,6 @@ from core.view.session.contrasts import (
 )
 from core.view.session.files import difference_files, load_difference, load_health, load_inventory, load_margins
 from core.view.session.frame import navigation, sidebar, view
-from core.view.session.messages import empty, note_slot
+from core.view.session.messages import empty, note_slot, warn_about_sae
 from core.view.session.names import feature_names, label_folder, load_feature_info, load_labels, named
 from core.view.session.selection import picked, picked_row, remember_feature, select, selected

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 import streamlit as st
 
+from core.analysis import health
+from core.analysis.compare import Sides
 from core.errors import MicroscopeError
 from core.view.guide import markdown_safe
 
@@ -24,6 +26,14 @@ def empty(title: str, body: str, *commands: str) -> NoReturn:
         if commands:
             st.code("\n".join(dict.fromkeys(commands)), language="bash")
     st.stop()
+
+
+def warn_about_sae(sides: Sides, *layers: int) -> None:
+    """A warning for each layer whose SAE explains the target of a model contrast worse than its reference."""
+    for layer in layers:
+        found = health.of_sides(sides, layer)
+        if found is not None and found.worse:
+            st.warning(markdown_safe(found.sentence), icon=":material/troubleshoot:")
 
 
 def note_slot() -> None:
