@@ -202,8 +202,8 @@ def _run(
             on_progress(Progress(number * SHARD, len(rows), tokens, time.monotonic() - begin))
 
         conditions = [names.index(c.condition) for c in part]
-        arrays = read_shard(loaded, saes, layers, items, conditions, letters, batch_tokens, on_batch)
-        shards.write(number, arrays)
+        # Not kept in a variable: the next shard is not read beside this one's arrays.
+        shards.write(number, read_shard(loaded, saes, layers, items, conditions, letters, batch_tokens, on_batch))
         on_progress(Progress(number * SHARD + len(part), len(rows), tokens, time.monotonic() - begin))
     return tokens / max(time.monotonic() - begin, 1e-9)
 
