@@ -210,13 +210,20 @@ class Experiment:
     def layers_of(self, variant: str, conversations: str) -> tuple[int, ...]:
         """Layers cached when `variant` reads the set: the experiment's that neither the adapter nor the set leaves out.
 
-        A conversation file that is no set of the experiment's leaves nothing out.
+        A conversation file that is no set of the experiment's leaves nothing out. Raises `PresetError` when no layer is
+        left.
         """
         specs = (
             *(s for s in self.adapters if s.name == variant),
             *(s for s in self.conversations if s.name == conversations),
         )
-        return tuple(layer for layer in self.layers if all(layer in (s.layers or self.layers) for s in specs))
+        kept = tuple(layer for layer in self.layers if all(layer in (s.layers or self.layers) for s in specs))
+        if not kept:
+            raise PresetError(
+                f"Preset {self.name!r}: {variant!r} and {conversations!r} are cached at different layers and have none "
+                "in common; name the layers with --layers, or change `layers` of one of them."
+            )
+        return kept
 
     @property
     def variants(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import polars as pl
 import streamlit as st
 
-from core.analysis import feature_table, health
+from core.analysis import feature_table
 from core.view import charts, describe, session
 from core.view.guide import COLUMNS, POSITION_NAMES, WORDS, markdown_safe
 from core.view.labels import NAMING
@@ -104,10 +104,7 @@ if hidden:
     st.caption(f"{hidden:,} format feature{'s are' if hidden > 1 else ' is'} hidden.", help=WORDS["format"])
 for note in ranking.notes:
     st.info(markdown_safe(note), icon=":material/info:")
-sae = health.of_sides(sides, view.layer)
-session.warn_about_sae(sides, view.layer)
-if sae is not None and not sae.worse:
-    st.caption(markdown_safe(sae.sentence), help=WORDS["fvu"])
+session.warn_about_sae(sides, view.layer, also_no_worse=True)
 
 if show == "Features":
     plot = session.choose(st.segmented_control, "Plot", "plot", list(PLOTS), "volcano",

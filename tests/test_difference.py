@@ -8,15 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pytest
+import test_app
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from streamlit.testing.v1 import AppTest
+from test_app import settle, words
 from typer.testing import CliRunner
 
 from core import paths
@@ -587,23 +589,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "demo"
 
 
-def open_page(**query: str) -> AppTest:
-    app = AppTest.from_file(str(paths.ROOT / "streamlit_app.py"), default_timeout=300)  # a guard, not a target
-    app.query_params.update(query)
-    app.switch_page("pages/difference.py")
-    app.query_params.update(query)
-    return settle(app)
-
-
-def settle(app: AppTest) -> AppTest:
-    app.run()
-    assert not app.exception, app.exception[0].message
-    return app
-
-
-def words(app: AppTest) -> str:
-    kinds = (app.title, app.subheader, app.markdown, app.caption, app.error, app.info, app.warning, app.code)
-    return "\n".join(str(e.value) for kind in kinds for e in kind).replace("\\", "")
+open_page = partial(test_app.open_page, "pages/difference.py")
 
 
 def test_without_a_file_the_page_says_what_to_run(cache: Path) -> None:

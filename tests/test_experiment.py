@@ -148,6 +148,8 @@ def test_adapters_and_sets_may_leave_layers_out(write):
     assert one.layers_of("bad", "mine") == (1,)
     both = load_experiment(write(text.replace('path = "mine.jsonl"', 'path = "mine.jsonl"\nlayers = [3]')))
     assert both.layers_of("base", "mine") == (3,) and both.layers_of("bad", "no set of it") == (1,)
+    with pytest.raises(PresetError, match="'bad' and 'mine' are cached at different layers and have none in common"):
+        both.layers_of("bad", "mine")
     says = refusal(write(text.replace("layers = [1]", "layers = [1, 2]")))
     assert "'bad': layer 2 is not among the experiment's layers 1, 3" in says
 

@@ -9,7 +9,7 @@ import streamlit as st
 from core.analysis import health
 from core.analysis.compare import Sides
 from core.errors import MicroscopeError
-from core.view.guide import markdown_safe
+from core.view.guide import WORDS, markdown_safe
 
 
 def stop_with(error: MicroscopeError) -> NoReturn:
@@ -28,12 +28,17 @@ def empty(title: str, body: str, *commands: str) -> NoReturn:
     st.stop()
 
 
-def warn_about_sae(sides: Sides, *layers: int) -> None:
-    """A warning for each layer whose SAE explains the target of a model contrast worse than its reference."""
+def warn_about_sae(sides: Sides, *layers: int, also_no_worse: bool = False) -> None:
+    """A warning for each layer whose SAE explains the target of a model contrast worse than its reference.
+
+    With `also_no_worse`, a caption where it does not.
+    """
     for layer in layers:
         found = health.of_sides(sides, layer)
         if found is not None and found.worse:
             st.warning(markdown_safe(found.sentence), icon=":material/troubleshoot:")
+        elif found is not None and also_no_worse:
+            st.caption(markdown_safe(found.sentence), help=WORDS["fvu"])
 
 
 def note_slot() -> None:
