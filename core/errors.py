@@ -50,5 +50,9 @@ class CacheMismatch(CacheError):
         super().__init__(f"{path}: {field} differs: expected {expected!r}, found {found!r}; {way_out}.")
 
 
+class DirectionError(MicroscopeError):
+    """A direction cannot be read, made or combined."""
+
+
 class NotEnoughData(MicroscopeError):
     """The sample cannot support the claim that was asked for."""

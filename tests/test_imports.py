@@ -18,6 +18,7 @@ FLOORS = {
     "core.specs": 1,
     "core.paths": 1,
     "core.conversations": 2,
+    "core.directions": 2,
     "core.split": 2.3,
     "core.questions": 2.5,
     "core.experiment": 2.5,
