@@ -19,6 +19,7 @@ FLOORS = {
     "core.paths": 1,
     "core.conversations": 2,
     "core.directions": 2,
+    "core.dictionary": 2,
     "core.split": 2.3,
     "core.questions": 2.5,
     "core.experiment": 2.5,

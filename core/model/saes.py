@@ -122,7 +122,7 @@ def load_sae(
     Raises `SaeMismatch` when width, hook point or model name is another one or is not stated.
     """
     if spec.release == "local":
-        sae, neuronpedia_id = _from_disk(spec, folder, device), spec.neuronpedia_id
+        sae, neuronpedia_id = from_disk(spec, folder, device), spec.neuronpedia_id
         stated_model, fallback_hook = sae.cfg.metadata.get("model_name"), None
     else:
         entry = lookup(spec.release, spec.sae_id)
@@ -145,7 +145,7 @@ def load_sae(
     return LoadedSae(spec, sae, _sae_hash(sae), neuronpedia_id)
 
 
-def _from_disk(spec: SaeSpec, folder: Path | None, device: str | torch.device) -> Any:
+def from_disk(spec: SaeSpec, folder: Path | None, device: str | torch.device) -> Any:
     from sae_lens import SAE
 
     path = Path(spec.sae_id)
