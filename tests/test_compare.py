@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from make_cache import EQUAL, FORMAT, RAISED, SUPPRESSED, make_cache
 
-from core.analysis import compare, feature_table
+from core.analysis import compare, depth, feature_table
 from core.analysis.compare import Sides
 from core.analysis.ranking import RankingSettings
 from core.errors import CacheError, CacheMismatch
@@ -80,8 +80,8 @@ def test_contexts_of_each_side_are_strongest_first(sides: Sides) -> None:
 
 
 def test_residuals_separate_where_planted_and_not_where_not(sides: Sides) -> None:
-    response, share = compare.residual_separation(sides, 1, "response")
-    last_prompt, _ = compare.residual_separation(sides, 1, "last_prompt")
+    response, share = depth.residual_separation(sides, 1, "response")
+    last_prompt, _ = depth.residual_separation(sides, 1, "last_prompt")
     assert response > 0.8 and 0.25 < last_prompt < 0.75  # held out, so noise is no better than a coin
     resid = sides.target.resid(1, "response").astype(float)
     bad = sides.target.conversations["condition"].to_numpy() == "misaligned"
@@ -90,7 +90,7 @@ def test_residuals_separate_where_planted_and_not_where_not(sides: Sides) -> Non
 
 
 def test_depth_counts_what_passes_without_format_features(sides: Sides) -> None:
-    found = compare.depth(sides, 1, "response", QUICK)
+    found = depth.depth(sides, 1, "response", QUICK)
     table = feature_table.hide_format(compare.rank(sides, 1, "response", QUICK).table)
     passed = table.filter(table["q_value"] < QUICK.alpha)
     assert found.n_raised == (passed["effect_size"] > 0).sum() >= 1
@@ -146,7 +146,7 @@ def test_contexts_and_residuals_are_of_the_source(sourced) -> None:
     whole = compare.contexts(sourced(), 1, EQUAL)
     kept = [compare.contexts(sourced(target=s, reference=s), 1, EQUAL) for s in ("x", "xy")]
     assert [sum(len(k[side]) for k in kept) for side in (0, 1)] == [len(side) for side in whole]
-    assert compare.residual_separation(one, 1, "response") != compare.residual_separation(sourced(), 1, "response")
+    assert depth.residual_separation(one, 1, "response") != depth.residual_separation(sourced(), 1, "response")
 
 
 def test_an_absent_source_is_refused_naming_those_there(sourced) -> None:

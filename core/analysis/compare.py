@@ -1,11 +1,10 @@
-"""From a contrast and its cache files to the tables the pages draw: sides, ranking, values of a feature, depth.
+"""From a contrast and its cache files to the tables the pages draw: sides, ranking, values of a feature.
 
 Knows caches and the analysis room, not Streamlit: the command line can call the same functions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from core.analysis.feature_table import attach, hide_format
+from core.analysis.feature_table import attach
 from core.analysis.ranking import Ranking, RankingSettings, Sample, rank_features
-from core.errors import CacheError, CacheMismatch, NotEnoughData
+from core.errors import CacheError, CacheMismatch
 from core.specs import ContrastSpec, Side, in_source
 from core.store.attribution_file import attribution_file, read_attribution
 from core.store.reader import Cache, Context
@@ -171,67 +170,3 @@ def contexts(sides: Sides, layer: int, feature: int) -> tuple[list[Context], lis
         own = [c for c in cache.contexts(layer, feature) if c.row in rows and c.value > 0]
         found.append(sorted(own, key=lambda c: -c.value))
     return found[0], found[1]
-
-
-@dataclass(frozen=True)
-class Depth:
-    """One layer of the depth view. Feature figures are None without an SAE; all None where n cannot support them."""
-
-    layer: int
-    n_raised: int | None
-    n_suppressed: int | None
-    max_raised: float | None
-    max_suppressed: float | None
-    """Magnitude."""
-    resid_auroc: float | None
-    """Held-out, in [0, 1]."""
-    resid_norm_share: float | None
-    """Norm of the mean difference over the mean residual norm."""
-
-
-def depth(sides: Sides, layer: int, position: str, settings: RankingSettings) -> Depth:
-    """Feature and residual figures of one layer, format features left out."""
-    raised = suppressed = most_raised = most_suppressed = None
-    if sides.target.info(layer).d_sae and sides.reference.info(layer).d_sae:
-        try:
-            table = rank(sides, layer, position, settings).table
-        except NotEnoughData:
-            table = None
-        if table is not None:
-            table = hide_format(table)
-            passed = table.filter(pl.col("q_value") < settings.alpha)
-            raised = passed.filter(pl.col("effect_size") > 0).height
-            suppressed = passed.filter(pl.col("effect_size") < 0).height
-            tested = table.filter(pl.col("q_value").is_not_null())["effect_size"]
-            most_raised = float(max(tested.max() or 0.0, 0.0))
-            most_suppressed = float(max(-(tested.min() or 0.0), 0.0))
-    auroc, share = residual_separation(sides, layer, position)
-    return Depth(layer, raised, suppressed, most_raised, most_suppressed, auroc, share)
-
-
-def residual_separation(sides: Sides, layer: int, position: str) -> tuple[float | None, float | None]:
-    """(held-out AUROC, norm share) of the difference of mean residuals, two folds split by prompt.
-
-    The direction is taken on one half of the prompts and judged on the other, both ways, and the two AUROCs are
-    averaged. None where a fold has no response of a side.
-    """
-    from scipy.stats import mannwhitneyu  # a second to import, and only the depth view needs it
-
-    parts = []
-    for cache, side in ((sides.target, sides.contrast.target), (sides.reference, sides.contrast.reference)):
-        rows = side_rows(cache, side)
-        prompts = cache.conversations["prompt_id"].gather(rows.tolist())
-        fold = np.array([hashlib.sha256(str(p).encode()).digest()[0] % 2 for p in prompts])
-        parts.append((cache.resid(layer, position)[rows].astype(np.float64), fold))
-    (target, fold_t), (reference, fold_r) = parts
-    norm = float(np.linalg.norm(np.concatenate([target, reference]), axis=1).mean())
-    share = float(np.linalg.norm(target.mean(0) - reference.mean(0))) / norm if norm > 0 else None
-    aurocs = []
-    for held in (0, 1):
-        groups = (target[fold_t != held], reference[fold_r != held], target[fold_t == held], reference[fold_r == held])
-        if min(len(g) for g in groups) == 0:
-            return None, share
-        direction = groups[0].mean(0) - groups[1].mean(0)
-        a, b = groups[2] @ direction, groups[3] @ direction
-        aurocs.append(float(mannwhitneyu(a, b, method="asymptotic").statistic) / (len(a) * len(b)))
-    return float(np.mean(aurocs)), share

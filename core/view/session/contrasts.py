@@ -13,7 +13,8 @@ import polars as pl
 import streamlit as st
 
 from core.analysis import compare
-from core.analysis.compare import Depth, Sides
+from core.analysis import depth as by_depth
+from core.analysis.compare import Sides
 from core.analysis.concordance import Concordance, ConcordanceSettings
 from core.analysis.concordance_files import RANKING, Contrasts, concord_at, every_layer
 from core.analysis.ranking import Ranking, RankingSettings
@@ -61,8 +62,8 @@ def load_depth(chosen: View, sides: Sides, settings: RankingSettings = QUICK) ->
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def _depth(target: FileKey, reference: FileKey, contrast: ContrastSpec, layer: int, position: str,
-           settings: RankingSettings) -> Depth:
-    return compare.depth(Sides(contrast, open_key(*target), open_key(*reference)), layer, position, settings)
+           settings: RankingSettings) -> by_depth.Depth:
+    return by_depth.depth(Sides(contrast, open_key(*target), open_key(*reference)), layer, position, settings)
 
 
 def load_concordance(chosen: View, found: Contrasts, settings: ConcordanceSettings) -> Concordance:
