@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from core.errors import AdapterError, ModelError
-from core.model import adapters, peft_config
-from core.model.adapters import CONFIG, TARGETS, WEIGHTS, Adapter, applied, fetch_adapter, find_adapter, load_adapter
+from core.model import adapter_files, adapters, peft_config
+from core.model.adapter_files import TARGETS, WEIGHTS, fetch_adapter, find_adapter, read_factors
+from core.model.adapters import Adapter, applied, load_adapter
 from core.model.hooks import recording
 from core.model.loading import LoadedModel, find_blocks, load_model
-from core.model.peft_config import PeftConfig, check_base
+from core.model.peft_config import CONFIG, PeftConfig, check_base
 from core.specs import AdapterSpec, ModelSpec
 
 families = pytest.mark.parametrize("family", ["llama31", "gemma2", "qwen2"])
@@ -631,5 +632,5 @@ def test_only_the_two_files_are_fetched(published: Callable, tmp_path: Path, mon
 
 
 def test_peft_is_not_needed_to_read_or_apply() -> None:
-    for module in (adapters, peft_config):
+    for module in (adapter_files, adapters, peft_config):
         assert "peft" not in {name.split(".")[0] for _, name in imports(Path(module.__file__))}

@@ -1,43 +1,28 @@
 """Reads LoRA adapters in PEFT's format and adds them to a model's forward pass, at one strength or one for each row.
 
-Refuses what it would not compute as PEFT does. Safetensors only, and without peft; knows nothing of training.
+Refuses what it would not compute as PEFT does. Without peft; the files are read by adapter_files.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from core.errors import AdapterError, ModelError
+from core.model.adapter_files import WEIGHTS, adapter_hash, check_pair, find_adapter, read_matrices
 from core.model.hooks import changing
 from core.model.loading import LoadedModel
 from core.model.peft_config import CONFIG, PeftConfig, check_base, read_config
 from core.specs import AdapterSpec
-
-WEIGHTS = "adapter_model.safetensors"
-
-#: The linear modules of a decoder block that an adapter may change.
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-_KEY = re.compile(
-    r"(?P<root>(?:(?:base_model|model|language_model|text_model|decoder)\.)*)"
-    r"layers\.(?P<layer>\d+)\.(?P<name>.+)\.lora_(?P<which>[AB])(?:\.[^.]+)?\.weight"
-)
-
-#: Text never passes through the vision tower of a model that sees images.
-_VISION = re.compile(r"\bvision_(tower|model)\.")
 
 
 @dataclass(frozen=True)
@@ -81,55 +66,15 @@ def load_adapter(spec: AdapterSpec, loaded: LoadedModel, folder: Path | None = N
     try:
         config = read_config(place / CONFIG)
         check_base(config.base_model_name_or_path, loaded.spec.id)
-        root, matrices = _matrices(place / WEIGHTS)
+        root, matrices = read_matrices(place / WEIGHTS)
         modules = tuple(_module(loaded, config, root, at, matrices[at]) for at in sorted(matrices))
         _check_selection(loaded, config, root, set(matrices))
     except AdapterError as error:
         raise AdapterError(f"Adapter {spec.name!r} in {place}: {error}") from None
     except re.error as error:
         raise AdapterError(f"Adapter {spec.name!r} in {place}: {CONFIG} has an invalid pattern: {error}.") from None
-    return Adapter(spec.name, str(place), _hash(place / WEIGHTS, modules), config.base_model_name_or_path, modules)
-
-
-def find_adapter(spec: AdapterSpec, folder: Path | None = None) -> Path:
-    """The folder with the adapter's two files: `spec.id` itself, or relative to `folder`, or in the local hub cache.
-
-    Nothing is fetched. Raises `AdapterError` when it is not there or not whole.
-    """
-    local = _local(spec, folder)
-    if local is None:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            local = Path(snapshot_download(spec.id, local_files_only=True))
-        except LocalEntryNotFoundError:
-            raise AdapterError(
-                f"Adapter {spec.name!r}: {spec.id} is neither a folder in {folder or Path.cwd()} nor in this machine's "
-                "hub cache; run `python -m core fetch PRESET`, or train or copy it there."
-            ) from None
-        except HFValidationError:
-            raise AdapterError(
-                f"Adapter {spec.name!r}: {spec.id} is neither a folder nor a hub id such as `organisation/adapter`."
-            ) from None
-    return _whole(spec, local)
-
-
-def fetch_adapter(spec: AdapterSpec, folder: Path | None = None) -> Path:
-    """Bring the adapter's two files from the hub; a folder stays where it is. Raises `AdapterError`."""
-    local = _local(spec, folder)
-    if local is None:
-        from huggingface_hub import snapshot_download
-
-        try:  # whole names, as published adapters keep dozens of checkpoints in folders below
-            local = Path(snapshot_download(spec.id, allow_patterns=[CONFIG, WEIGHTS]))
-        except Exception as error:  # the hub client raises many kinds; each is the user's network, name or access
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise AdapterError(
-                f"Adapter {spec.name!r}: {spec.id} could not be fetched: {first}; check the name and the connection, "
-                "log in with `hf auth login`, or give a local folder."
-            ) from None
-    return _whole(spec, local)
+    found = adapter_hash(place / WEIGHTS, {f"{m.layer}.{m.name}": m.scaling for m in modules})
+    return Adapter(spec.name, str(place), found, config.base_model_name_or_path, modules)
 
 
 @contextmanager
@@ -183,66 +128,15 @@ def _addition(lora: LoraModule, weight: Tensor, strength: float | Tensor) -> Cal
     return add
 
 
-def _local(spec: AdapterSpec, folder: Path | None) -> Path | None:
-    """The folder that `spec.id` names; None when it can only be a hub id."""
-    written = Path(spec.id).expanduser()
-    path = written if written.is_absolute() or folder is None else folder / written
-    if path.is_dir():
-        return path
-    if written.is_absolute() or spec.id.startswith("."):
-        raise AdapterError(f"Adapter {spec.name!r}: there is no folder {path}; train or copy it there, or mend its id.")
-    return None
-
-
-def _whole(spec: AdapterSpec, folder: Path) -> Path:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            pickled = "pickled weights are not loaded, save them again with safe_serialization=True"
-            way_out = pickled if name == WEIGHTS else "give a folder in PEFT's layout"
-            raise AdapterError(f"Adapter {spec.name!r}: no {name} in {folder}; {way_out}.")
-    return folder
-
-
-def _matrices(file: Path) -> tuple[str, dict[tuple[int, str], dict[str, Tensor]]]:
-    """What stands before `layers.` in the training model's module names, and (layer, name) -> its A and B."""
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{WEIGHTS} cannot be read: {str(error).strip().rstrip('.')}; fetch it again.") from None
-    matrices: dict[tuple[int, str], dict[str, Tensor]] = {}
-    roots = set()
-    for key, tensor in tensors.items():
-        if _VISION.search(key):
-            continue
-        found = _KEY.fullmatch(key)
-        if found is None or found["name"].rsplit(".", 1)[-1] not in TARGETS:
-            raise AdapterError(
-                f"tensor {key!r} is not lora_A or lora_B of {', '.join(TARGETS)} in a decoder block, and nothing else "
-                "is applied."
-            )
-        pair = matrices.setdefault((int(found["layer"]), found["name"]), {})
-        if found["which"] in pair:
-            raise AdapterError(f"there are two tensors for {key!r}; keep one adapter in a folder.")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
-            raise AdapterError(f"tensor {key!r} holds values that are not finite numbers; fetch or train it again.")
-        pair[found["which"]] = tensor.float()
-        roots.add(found["root"].removeprefix("base_model.model."))
-    if len(roots) != 1:
-        what = f"modules of {len(roots)} models" if roots else "no LoRA matrices of a decoder block"
-        raise AdapterError(f"{WEIGHTS} holds {what}.")
-    return roots.pop(), matrices
-
-
 def _module(
-    loaded: LoadedModel, config: PeftConfig, root: str, at: tuple[int, str], pair: dict[str, Tensor]
+    loaded: LoadedModel, config: PeftConfig, root: str, at: tuple[int, str], pair: Mapping[str, np.ndarray]
 ) -> LoraModule:
     """A and B at `at` (layer, name) with their scaling, checked against the configuration and the model."""
     layer, name = at
     where = f"layers.{layer}.{name}"
-    for which in "AB":
-        if which not in pair:
-            raise AdapterError(f"{where} has no lora_{which}; fetch or save the adapter again.")
-    lora = LoraModule(layer, name, pair["A"], pair["B"], config.scaling(root + where))
+    check_pair(where, pair)
+    A, B = (torch.from_numpy(pair[which]) for which in "AB")
+    lora = LoraModule(layer, name, A, B, config.scaling(root + where))
     _target(loaded, lora, config.rank(root + where))
     return lora
 
@@ -280,8 +174,3 @@ def _check_selection(loaded: LoadedModel, config: PeftConfig, root: str, found: 
                 raise AdapterError(f"there are tensors for layers.{layer}.{name}, but {CONFIG} does not select it.")
 
 
-def _hash(weights: Path, modules: tuple[LoraModule, ...]) -> str:
-    with open(weights, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    scalings = {f"{m.layer}.{m.name}": m.scaling for m in modules}
-    return hashlib.sha256(json.dumps([digest, scalings], sort_keys=True).encode()).hexdigest()

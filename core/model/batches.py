@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from core.conversations import TokenizedConversation
+from core.errors import ModelError
 
 #: A token is masked as an attention sink when its residual norm exceeds this multiple of its conversation's median.
 OUTLIER_FACTOR = 10.0
@@ -22,6 +25,43 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
+
+
+def each_batch(
+    items: Sequence[TokenizedConversation],
+    budget: int,
+    read: Callable[[Sequence[int]], None],
+    on_batch: Callable[[int], None] = lambda n_tokens: None,
+) -> None:
+    """Call `read` with the indices of each batch of `items`, and `on_batch` with its number of tokens.
+
+    Out of memory halves the batch and goes on, so `read` must leave no trace when it fails; raises `ModelError` when
+    one conversation alone does not fit.
+    """
+    queue = plan_batches([len(item) for item in items], budget)[::-1]
+    while queue:
+        batch = queue.pop()
+        try:
+            read(batch)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise ModelError(
+                    f"Conversation {items[batch[0]].conversation.id!r} ({len(items[batch[0]])} tokens) does not fit "
+                    "into memory on its own; shorten it, or use another --device or --dtype."
+                ) from None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            queue += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+            continue
+        on_batch(sum(len(items[i]) for i in batch))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error).lower() for text in ("can't allocate memory", "not enough memory", "out of memory")
+    )
 
 
 def pad(rows: Sequence[np.ndarray], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from core.conversations import ConversationSet, load_conversations
 from core.errors import ModelError, PresetError
 from core.experiment import conversations_path
-from core.model.adapters import Adapter, fetch_adapter, load_adapter
+from core.model.adapter_files import fetch_adapter
+from core.model.adapters import Adapter, load_adapter
 from core.model.loading import LoadedModel, fetch_model, load_model
 from core.model.saes import LoadedSae, from_registry, load_sae
 from core.specs import CONDITIONS, AdapterSpec, Experiment

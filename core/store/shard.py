@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from core.conversations import TokenizedConversation
-from core.errors import ModelError
-from core.model.batches import outliers, pad, pad_id, plan_batches
+from core.model.batches import each_batch, outliers, pad, pad_id
 from core.model.hooks import resid_post
 from core.model.loading import LoadedModel
 from core.model.saes import LoadedSae, SparseActs, encode_sparse
@@ -91,24 +90,11 @@ def read_shard(
         layer: LayerParts(*(np.zeros((len(items), loaded.d_model), dtype=np.float32) for _ in range(2)))
         for layer in layers
     }
-    queue = plan_batches([len(item) for item in items], batch_tokens)[::-1]
-    while queue:
-        batch = queue.pop()
-        try:
-            _read_batch(loaded, saes, layers, items, batch, starts, letters, parts)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise ModelError(
-                    f"Conversation {items[batch[0]].conversation.id!r} ({len(items[batch[0]])} tokens) does not fit "
-                    "into memory on its own; shorten it, or use another --device or --dtype."
-                ) from None
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            queue += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
-            continue
-        on_batch(sum(len(items[i]) for i in batch))
+
+    def read(batch: Sequence[int]) -> None:
+        _read_batch(loaded, saes, layers, items, batch, starts, letters, parts)
+
+    each_batch(items, batch_tokens, read, on_batch)
     arrays: Arrays = {
         "ids": np.concatenate([item.ids for item in items]).astype(np.int32),
         "roles": np.concatenate([item.roles for item in items]).astype(np.uint8),
@@ -120,12 +106,6 @@ def read_shard(
         found = _finish_layer(parts[layer], items, starts, np.asarray(conditions), letters, sae and sae.d_sae)
         arrays.update({f"{layer}/{name}": values for name, values in found.items()})
     return arrays
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error).lower() for text in ("can't allocate memory", "not enough memory", "out of memory")
-    )
 
 
 def _read_batch(
