@@ -23,7 +23,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from core.errors import AdapterError, ModelError
 from core.model import adapter_files, adapters, peft_config
-from core.model.adapter_files import TARGETS, WEIGHTS, fetch_adapter, find_adapter, read_factors
+from core.model.adapter_files import TARGETS, WEIGHTS, fetch_adapter, find_adapter
 from core.model.adapters import Adapter, applied, load_adapter
 from core.model.hooks import recording
 from core.model.loading import LoadedModel, find_blocks, load_model
