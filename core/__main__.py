@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from core.commands import answers, benchmark, cache, contrasts, training, variants
+from core.commands import answers, benchmark, cache, contrasts, directions, training, variants
 from core.commands.shared import Commands
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 COMMANDS = (
     cache.plan, cache.fetch, cache.extract, cache.check,
     contrasts.rank, contrasts.attribute, variants.sae_health, contrasts.concordance, variants.difference,
+    directions.direction, directions.decompose,
     training.train_sae, training.train_adapter, answers.sample, answers.rating_sheet,
     answers.apply_ratings, benchmark.benchmark,
 )  # fmt: skip

@@ -20,13 +20,15 @@ import polars as pl
 from core.analysis import resampling
 from core.analysis.compare import Sides, side_rows
 from core.directions import Direction, cosine
-from core.errors import CacheError, DirectionError
+from core.errors import CacheError, DirectionError, NotEnoughData
 from core.specs import Side
 from core.store.reader import Cache
 
 Weighting = Literal["response", "token"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
+#: A direction below this share of the mean residual norm is rounding, not a difference.
+NOTHING = 1e-5
 #: Bootstrap resamples, and random halves.
 RESAMPLES = 200
 #: Responses of a side behind the interval of the AUROC; more are thinned, as pairs of responses are held at once.
@@ -133,13 +135,21 @@ def measure(
     n_resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Measured:
-    """The direction with its held-out AUROC and what resampling prompts does to it."""
+    """The direction with its held-out AUROC and what resampling prompts does to it.
+
+    Raises `NotEnoughData` when there is no direction because both sides have the same residuals.
+    """
     target, reference = pools(sides, layer, position, weighting)
     vector = target.mean() - reference.mean()
     direction = _direction(sides, layer, position, weighting, preset, vector, target, reference)
+    if is_nothing(direction):
+        raise NotEnoughData(
+            f"Both sides of {sides.contrast.name!r} have the same residuals at layer {layer} ({position}): they read "
+            "the same tokens up to there, so there is no direction; choose position response."
+        )
     rng = np.random.default_rng(seed)
     drawn = _resampled(target, reference, n_resamples, rng)
-    along = drawn @ direction.unit if direction.norm else np.zeros(len(drawn))
+    along = drawn @ direction.unit
     between = _pairwise_cosines(drawn)
     halves = _half_cosines(target, reference, n_resamples, rng)
     auroc, ci95 = heldout_auroc(target, reference, n_resamples, rng)
@@ -158,6 +168,11 @@ def measure(
         split_half=float(halves.mean()) if len(halves) else None,
         split_half_ci95=resampling.interval(halves) if len(halves) else None,
     )
+
+
+def is_nothing(direction: Direction) -> bool:
+    """Whether the two sides were the same, up to rounding."""
+    return direction.norm <= NOTHING * (direction.resid_norm or 0.0)
 
 
 def heldout_auroc(

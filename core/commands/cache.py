@@ -38,6 +38,7 @@ def extract(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one batch, padding included.")] = 2048,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only the first N conversations.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unusable rows; report them.")] = False,
+    features: Annotated[bool, typer.Option(help="Read features too; without, residuals alone (small files).")] = True,
     allow_condition: Annotated[list[str] | None, typer.Option(help="Allow one more condition label.")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -65,7 +66,7 @@ def extract(
     path = side_file(experiment, Side(variant, rows.name), cache)
     loaded = prepare.model_for(experiment, device=device, dtype=dtype)
     adapter = prepare.adapter_for(experiment, variant, loaded)
-    saes = prepare.saes_for(experiment, chosen, loaded)
+    saes = prepare.saes_for(experiment, chosen, loaded) if features else {}
     with extraction_bar() as advance:
         try:
             done = run(
