@@ -108,8 +108,8 @@ def relatives(
     return {k: d for k, d in found.items() if k not in own}
 
 
-def caches_of(direction: Direction, preset: str | None = None, folder: Path | None = None,
-              opened: Open = Cache.open) -> Sides:
+def caches_of(direction: Direction, experiment: Experiment, folder: Path | None = None, opened: Open = Cache.open
+              ) -> Sides:
     """The open sides that a direction was made from. Raises `DirectionError` for a vector made elsewhere, and
     `CacheMismatch` when the caches have been made anew since."""
     origin = direction.origin
@@ -118,7 +118,6 @@ def caches_of(direction: Direction, preset: str | None = None, folder: Path | No
             f"Direction {direction.name!r} was not made from a contrast, so there are no mean feature activations for "
             "an exact decomposition; use encoder, cosine, omp or nnls."
         )
-    experiment = load_experiment(preset or origin["preset"])
     sides = open_sides(experiment, experiment.contrast(origin["contrast"]), folder, opened)
     for side in ("target", "reference"):
         cache: Cache = getattr(sides, side)

@@ -67,7 +67,7 @@ def decompose(
     from core.view.labels import named_by_cache
 
     given, experiment = files.load_any(file, layer, key, preset, cache)
-    sides = files.caches_of(given, experiment.name, cache) if method == "exact" else None
+    sides = files.caches_of(given, experiment, cache) if method == "exact" else None
     spec = files.sae_spec(experiment, given.layer)
     found = ways.decompose(
         given, read_dictionary(spec, cache or experiment_folder(experiment), experiment), method,
