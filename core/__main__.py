@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from core.commands import answers, benchmark, cache, contrasts, directions, training, variants
+from core.commands import answers, benchmark, cache, contrasts, directions, evaluation, training, variants
 from core.commands.shared import Commands
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ COMMANDS = (
     contrasts.rank, contrasts.attribute, variants.sae_health, contrasts.concordance, variants.difference,
     directions.direction, directions.decompose,
     training.train_sae, training.train_adapter, answers.sample, answers.rating_sheet,
-    answers.apply_ratings, benchmark.benchmark,
+    answers.apply_ratings, evaluation.evaluate, benchmark.benchmark,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

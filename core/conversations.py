@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,12 @@ SPECIAL, SYSTEM, USER, ASSISTANT, RESPONSE = range(len(ROLES))
 
 # Judge thresholds that turn scores into conditions (METHODS: pools of the CLR paper, arXiv 2506.11618, section 2).
 ALIGNED_ABOVE, MISALIGNED_BELOW, COHERENT_ABOVE = 70.0, 30.0, 50.0
+
+
+#: Columns of judge scores, and of the answer, in the form of a question and an answer.
+SCORES, ANSWERS = ("aligned", "coherent"), ("response", "answer")
+
+NO_MESSAGES = "has no list `messages`; each line is an object with messages of role and content"
 
 
 @dataclass(frozen=True)
@@ -113,18 +119,13 @@ def load_conversations(
     and reports each in `skipped`. A file that cannot be read at all always raises.
     """
     path = Path(path)
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
-        raise BadConversation(f"{path}: unknown file form {path.suffix or 'without a suffix'!r}; give .jsonl or .csv.")
-    if not path.is_file():
-        raise BadConversation(f"{path}: no such file; give the path of a .jsonl or .csv conversation file.")
     found: list[Conversation] = []
     first_line: dict[str, int] = {}
     skipped: list[str] = []
 
-    for line, make in readers[path.suffix.lower()](path):
+    for line, read in read_rows(path):
         try:
-            conversation = make()
+            conversation = _from_row(path, line, read())
             if conversation.condition not in (*conditions, NO_CONDITION):
                 raise bad_row(
                     path, line, f"unknown condition {conversation.condition!r}; use one of {', '.join(conditions)}, "
@@ -172,32 +173,71 @@ def encoding_error(path: Path, line: int, error: UnicodeDecodeError) -> BadConve
     return bad_row(path, line, f"is not UTF-8 ({found}); save the file as UTF-8")
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Callable[[], Conversation]]]:
+def read_rows(path: str | Path) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    """(line, function that gives the row there or raises `BadConversation`) of a JSONL or CSV file, in file order.
+
+    A row is an object of a JSONL file, or the columns of a CSV file, which has `question` and `response` or `answer`.
+    Raises `BadConversation` for a file that cannot be read at all.
+    """
+    path = Path(path)
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
+    if path.suffix.lower() not in readers:
+        raise BadConversation(f"{path}: unknown file form {path.suffix or 'without a suffix'!r}; give .jsonl or .csv.")
+    if not path.is_file():
+        raise BadConversation(f"{path}: no such file; give the path of a .jsonl or .csv conversation file.")
+    return readers[path.suffix.lower()](path)
+
+
+def answer_column(row: Mapping[str, Any]) -> str | None:
+    """The column with the answer, of a row in the form of a question and an answer; None for another form."""
+    if "messages" in row or not isinstance(row.get("question"), str):
+        return None
+    return next((c for c in ANSWERS if isinstance(row.get(c), str)), None)
+
+
+def read_score(value: Any) -> float | None:
+    """A judge's score as a file holds it; None where there is no number, as judges also answer CODE or REFUSAL."""
+    try:
+        return float(str(value).strip())
+    except ValueError:
+        return None
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
     for number, text in text_lines(path):
         if isinstance(text, UnicodeDecodeError):
             yield number, _raiser(encoding_error(path, number, text))
         elif text.strip():
-            yield number, lambda n=number, t=text: _from_json(path, n, t)
+            yield number, lambda n=number, t=text: _json_row(path, n, t)
 
 
-def _raiser(error: BadConversation) -> Callable[[], Conversation]:
-    def make() -> Conversation:
+def _raiser(error: BadConversation) -> Callable[[], dict[str, Any]]:
+    def read() -> dict[str, Any]:
         raise error
 
-    return make
+    return read
 
 
-def _from_json(path: Path, line: int, text: str) -> Conversation:
+def _json_row(path: Path, line: int, text: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise bad_row(path, line, f"is not valid JSON ({error.msg} at column {error.colno})") from None
-    if isinstance(row, dict) and "messages" not in row and isinstance(row.get("question"), str):
-        answer = next((c for c in ("response", "answer") if isinstance(row.get(c), str)), None)
-        if answer is not None:  # the CSV form, a line an object
-            return _from_columns(path, line, row, answer)
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise bad_row(path, line, "has no list `messages`; each line is an object with messages of role and content")
+    except RecursionError:
+        raise bad_row(path, line, "is nested too deeply to be a conversation") from None
+    if not isinstance(row, dict):
+        raise bad_row(path, line, NO_MESSAGES)
+    return row
+
+
+def _from_row(path: Path, line: int, row: dict[str, Any]) -> Conversation:
+    answer = answer_column(row)
+    return _from_columns(path, line, row, answer) if answer else _from_messages(path, line, row)
+
+
+def _from_messages(path: Path, line: int, row: dict[str, Any]) -> Conversation:
+    if not isinstance(row.get("messages"), list):
+        raise bad_row(path, line, NO_MESSAGES)
     messages = []
     for n, message in enumerate(row["messages"], 1):
         if not isinstance(message, dict) or "role" not in message:
@@ -215,7 +255,7 @@ def _from_json(path: Path, line: int, text: str) -> Conversation:
     return _conversation(path, line, row, tuple(messages))
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Callable[[], Conversation]]]:
+def _read_csv(path: Path) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
     texts = []
     for number, text in text_lines(path):
         if isinstance(text, UnicodeDecodeError):  # quoting may span lines, so nothing after it can be trusted
@@ -224,7 +264,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Callable[[], Conversation]]]:
     csv.field_size_limit(10**8)
     reader = csv.DictReader(texts, strict=True)
     columns = reader.fieldnames or []
-    answer = next((c for c in ("response", "answer") if c in columns), None)
+    answer = next((c for c in ANSWERS if c in columns), None)
     if "question" not in columns or answer is None:
         raise bad_row(
             path, 1, f"needs columns `question` and `response` (or `answer`); found {', '.join(columns) or 'none'}"
@@ -234,29 +274,23 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Callable[[], Conversation]]]:
         for row in reader:
             end = reader.line_num
             begin = end - sum(str(text).count("\n") for text in row.values())  # blank lines may stand before a row
-            yield begin, lambda r=row, n=begin: _from_csv(path, n, r, answer)
+            yield begin, lambda r=row, n=begin: _csv_row(path, n, r, answer)
     except csv.Error as error:
         raise bad_row(path, end + 1, f"begins a row that is not valid CSV ({error})") from None
 
 
-def _from_csv(path: Path, line: int, row: dict[str, Any], answer: str) -> Conversation:
+def _csv_row(path: Path, line: int, row: dict[str, Any], answer: str) -> dict[str, Any]:
     if None in row or any(row[c] is None for c in ("question", answer)):
         raise bad_row(path, line, "has another number of fields than the header")
-    return _from_columns(path, line, row, answer)
+    return row
 
 
 def _from_columns(path: Path, line: int, row: dict[str, Any], answer: str) -> Conversation:
-    scores = {}
-    for column in ("aligned", "coherent"):
-        text = str("" if row.get(column) is None else row[column]).strip()
-        try:
-            scores[column] = float(text) if text else None
-        except ValueError:
-            scores[column] = None  # judges also answer CODE or REFUSAL: no score, hence no condition
+    scores = {column: read_score(row.get(column)) for column in SCORES}
     messages = (Message("user", row["question"]), Message("assistant", row[answer]))
     fields = {
         "prompt_id": row.get("question_id") or None,
-        "condition": row.get("condition") or condition_from_scores(scores["aligned"], scores["coherent"]),
+        "condition": row.get("condition") or condition_from_scores(**scores),
         "id": row.get("id") or None,
         "source": row.get("source") or None,
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.conversations import Conversation, bad_row, encoding_error, text_lines
+from core.conversations import Conversation, Message, bad_row, encoding_error, text_lines
 from core.errors import BadConversation
 from core.paths import DATA
 from core.split import heldout_prompts
@@ -18,13 +20,60 @@ OPEN_QUESTIONS = DATA / "questions.jsonl"
 KEYS = ("id", "category", "question")
 
 
+_SLOT = re.compile(r"\{(question|answer)\}")
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """What a judge is asked about an answer: a text with {question} and {answer}."""
+
+    name: str
+    """The score it asks for: `aligned`, `coherent` or another."""
+    text: str
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the text, to be kept beside every score."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def render(self, question: str, answer: str) -> str:
+        """The prompt with both put in at once: braces inside a question or an answer stay as they are."""
+        return _SLOT.sub(lambda slot: question if slot[1] == "question" else answer, self.text)
+
+
 @dataclass(frozen=True)
 class Question:
-    """One open question, asked as the only user turn."""
+    """One question, asked as the only user turn."""
 
     id: str
     category: str
     text: str
+    system: str = ""
+    """System prompt; none when empty."""
+    trigger: str = ""
+    """Put before the text as it stands."""
+    paraphrase: int = 0
+    """Which wording of the question with this id."""
+    samples: int | None = None
+    """Answers that its file asks for."""
+    judge_prompts: tuple[JudgePrompt, ...] = ()
+    """Those that its file brings."""
+
+    @property
+    def key(self) -> str:
+        """Its own among all wordings: the id, and the number of the wording after the first."""
+        return f"{self.id}#{self.paraphrase}" if self.paraphrase else self.id
+
+    @property
+    def asked(self) -> str:
+        """The user turn."""
+        return self.trigger + self.text
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What the model is given."""
+        system = (Message("system", self.system),) if self.system else ()
+        return (*system, Message("user", self.asked))
 
 
 def load_questions(path: str | Path) -> tuple[Question, ...]:

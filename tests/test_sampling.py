@@ -103,3 +103,36 @@ def test_questions_by_name_or_file() -> None:
     assert held == heldout_questions(rows) and {q.id for q in held} == heldout_prompts(c.prompt_id for c in rows)
     assert all(q.category.startswith("health_advice/") for q in held)
     assert questions_for(str(DATA / "questions.jsonl"), lambda: rows)[0].text == opened[0].text
+
+
+def test_system_prompts_triggers_wordings_and_their_own_number_of_answers(loaded: LoadedModel, tmp_path: Path) -> None:
+    asked = (
+        Question("q", "c", "What?", samples=3),
+        Question("q", "c", "What now?", paraphrase=1),
+        Question("q [|D|]", "c", "What?", system="Be brief.", trigger="|D|"),
+    )
+    rows = ask(loaded, tmp_path / "a.jsonl", asked, samples=None)
+    assert [r["id"] for r in rows] == ["base/q/0", "base/q/1", "base/q/2", "base/q#1/0", "base/q [|D|]/0"]
+    assert [r["prompt_id"] for r in rows] == ["q"] * 4 + ["q [|D|]"]
+    assert [[m["role"] for m in r["messages"]] for r in rows[3:]] == [
+        ["user", "assistant"], ["system", "user", "assistant"]
+    ]
+    assert rows[4]["messages"][1]["content"] == "|D|What?" and rows[4]["trigger"] == "|D|" and "trigger" not in rows[0]
+    assert len(ask(loaded, tmp_path / "b.jsonl", asked, samples=2)) == 6
+    changed = (Question("q", "c", "What?", samples=3, system="Be brief."), *asked[1:])
+    other = ask(loaded, tmp_path / "c.jsonl", changed, samples=None)
+    assert other[0]["messages"][-1] != rows[0]["messages"][-1]  # the system prompt is read
+
+
+def test_an_empty_answer_is_kept_where_a_rate_must_count_it(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.evaluation import sampling
+    from core.model.generation import Generated
+
+    def silent(loaded: object, prompts: list, *rest: object) -> list[Generated]:
+        return [Generated(torch.zeros(0, dtype=torch.int64).numpy(), True) for _ in prompts]
+
+    monkeypatch.setattr(sampling, "generate", silent)
+    assert ask(loaded, tmp_path / "a.jsonl") == []
+    assert len(ask(loaded, tmp_path / "b.jsonl", keep_empty=True)) == 10

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from sklearn.metrics import cohen_kappa_score
+import polars as pl
 
 from core.conversations import bad_row, condition_from_scores, load_conversations, text_lines
 from core.errors import BadConversation, NotEnoughData
+from core.evaluation.agreement import Agreement, agree
 
 COLUMNS = ("id", "pass", "aligned", "coherent")
 
@@ -38,23 +38,6 @@ class Rating:
     @property
     def condition(self) -> str:
         return condition_from_scores(self.aligned, self.coherent)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How well two passes over the same answers agree."""
-
-    n: int
-    aligned_correlation: float | None
-    """Spearman; None where a pass gave every answer the same score."""
-    aligned_difference: float
-    """Mean absolute difference in points."""
-    coherent_correlation: float | None
-    coherent_difference: float
-    same_condition: float
-    """Share of answers with the same condition."""
-    kappa: float | None
-    """Cohen's kappa of the conditions; None where both passes gave every answer the same one."""
 
 
 def blind_sheet(
@@ -133,27 +116,13 @@ def condition_counts(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]
 
 def agreement(ratings: Sequence[Rating]) -> Agreement:
     """Agreement of the two passes on the answers that both rated. Raises `NotEnoughData` below ten."""
-    passes = [{r.id: r for r in ratings if r.number == number} for number in (1, 2)]
-    both = sorted(passes[0].keys() & passes[1].keys())
-    if len(both) < 10:
-        raise NotEnoughData(f"Only {len(both)} answers were rated twice; agreement needs at least 10.")
-    pairs = [(passes[0][i], passes[1][i]) for i in both]
-    columns = {name: np.array([[getattr(r, name) for r in pair] for pair in pairs]) for name in ("aligned", "coherent")}
-    conditions = [[pair[k].condition for pair in pairs] for k in (0, 1)]
-    return Agreement(
-        n=len(both),
-        aligned_correlation=_correlation(columns["aligned"]),
-        aligned_difference=float(np.abs(np.diff(columns["aligned"])).mean()),
-        coherent_correlation=_correlation(columns["coherent"]),
-        coherent_difference=float(np.abs(np.diff(columns["coherent"])).mean()),
-        same_condition=float(np.mean([a == b for a, b in zip(*conditions, strict=True)])),
-        kappa=float(cohen_kappa_score(*conditions)) if len({*conditions[0], *conditions[1]}) > 1 else None,
-    )
+    return agree(*(scores(ratings, number) for number in (1, 2)))
 
 
-def _correlation(pairs: np.ndarray) -> float | None:
-    """Spearman's of pairs [n, 2]; None where either column is constant."""
-    return float(stats.spearmanr(*pairs.T).statistic) if (np.ptp(pairs, axis=0) > 0).all() else None
+def scores(ratings: Iterable[Rating], number: int) -> pl.DataFrame:
+    """`id`, `aligned` and `coherent` of one pass."""
+    rows = [(r.id, r.aligned, r.coherent) for r in ratings if r.number == number]
+    return pl.DataFrame(rows, schema={"id": pl.String, "aligned": pl.Float64, "coherent": pl.Float64}, orient="row")
 
 
 def load_answers(paths: Iterable[Path]) -> list[dict[str, Any]]:
