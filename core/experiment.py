@@ -27,7 +27,7 @@ _NOT_KEYS = ("name", "extra")
 #: Tables that may stand more than once, and what each row becomes.
 _ROWS = {"saes": SaeSpec, "conversations": ConversationsSpec, "contrasts": ContrastSpec, "adapters": AdapterSpec}
 
-_TYPE_NAMES = {str: "text", int: "a whole number", tuple: "a list", type(None): "nothing"}
+_TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", tuple: "a list", type(None): "nothing"}
 
 
 def preset_names() -> list[str]:
@@ -164,8 +164,8 @@ def _fits(value: Any, hint: Any) -> tuple[bool, str]:
     if origin is tuple:
         fits = isinstance(value, tuple) and all(_fits(v, inner[0])[0] for v in value)
         return fits, f"a list of items that are {_fits(None, inner[0])[1]}"
-    if hint in (str, int, type(None)):
-        return isinstance(value, hint) and not isinstance(value, bool), _type_name(hint)
+    if hint in (str, int, bool, type(None)):
+        return isinstance(value, hint) and isinstance(value, bool) == (hint is bool), _type_name(hint)
     return isinstance(value, dict), "a table"  # one of our dataclasses, checked on its own
 
 

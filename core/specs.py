@@ -102,6 +102,8 @@ class ConversationsSpec:
     """Read only the conversations from one of these sources (see `in_source`); all when empty."""
     layers: tuple[int, ...] = ()
     """Layers to cache when it is read; the experiment's when empty."""
+    heldout: bool = False
+    """Read only the prompts that no organism is trained on (core/split.py)."""
 
     def keeps(self, condition: str, source: str) -> bool:
         """Whether a conversation of the file belongs to the set."""
@@ -164,6 +166,8 @@ class Experiment:
     """Weights' number format; chosen by device when empty."""
     storage: Literal["full", "compact"] = "full"
     """Compact cache files keep the mean over each response alone and rounded residuals, at about half the size."""
+    lora_sets: tuple[str, ...] = ()
+    """Conversation sets on which the components of a LoRA are read, as one; see `lora_sets_of` when empty."""
     note: str = ""
     default_layer: int | None = None
     extra: dict[str, str] = field(default_factory=dict)
@@ -199,6 +203,12 @@ class Experiment:
                 f"{self.model.id} has layers 0 to {self.model.n_layers - 1}."
             )
 
+        for name in self.lora_sets:
+            if name not in known:
+                raise PresetError(
+                    f"Preset {self.name!r}: lora_sets names {name!r}, which is not among the conversations "
+                    f"{', '.join(sorted(known)) or 'none'}."
+                )
         for spec in (*self.adapters, *self.conversations):
             for layer in spec.layers:
                 if layer not in self.layers:
@@ -224,6 +234,24 @@ class Experiment:
                 "in common; name the layers with --layers, or change `layers` of one of them."
             )
         return kept
+
+    def lora_sets_of(self, variant: str) -> tuple[str, ...]:
+        """The sets on which an adapter's components are read: `lora_sets`, else what the first data contrast and the
+        first contrast of the adapter with base let be read, else the first set."""
+        if self.lora_sets:
+            return self.lora_sets
+        data = next((c.target.conversations for c in self.contrasts if c.kind == "data"), None)
+        model = self.model_contrast(variant)
+        found = dict.fromkeys(n for n in (data, model and model.target.conversations) if n)
+        return tuple(found) or (self.conversations[0].name,)
+
+    def model_contrast(self, variant: str) -> ContrastSpec | None:
+        """The first contrast in which `variant` and base read one set; None where there is none."""
+        for c in self.contrasts:
+            sides = (c.target.variant, c.reference.variant)
+            if sides == (variant, "base") and c.target.conversations == c.reference.conversations:
+                return c
+        return None
 
     @property
     def variants(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -279,3 +280,25 @@ def test_reading_presets_imports_neither_torch_nor_sae_lens():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_lora_sets_are_named_or_those_of_the_contrasts(tmp_path: Path) -> None:
+    demo = load_experiment("demo")
+    assert demo.lora_sets_of("bad-health-r8") == ("heldout_advice", "open_pairs", "open_answers")
+    assert demo.model_contrast("bad-health-r1").name == "model-r1"
+    assert replace(demo, lora_sets=()).lora_sets_of("bad-health-r1") == ("health_advice", "open_answers")
+    assert replace(demo, lora_sets=(), contrasts=()).lora_sets_of("bad-health-r1") == ("health_advice",)
+    with pytest.raises(PresetError, match="lora_sets names 'nothing', which is not among"):
+        replace(demo, lora_sets=("nothing",))
+
+
+def test_a_heldout_set_holds_the_prompts_that_no_organism_saw() -> None:
+    from core.split import heldout_prompts
+    from core.store.prepare import conversations_for
+
+    demo = load_experiment("demo")
+    every, held = (conversations_for(demo, name).conversations for name in ("health_advice", "heldout_advice"))
+    wanted = heldout_prompts(c.prompt_id for c in every)
+    assert [c.id for c in held] == [c.id for c in every if c.prompt_id in wanted] and len(held) == 128
+    limited = conversations_for(demo, "heldout_advice", limit=3)
+    assert limited.conversations == held[:3] and limited.name == "heldout_advice"

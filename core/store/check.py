@@ -1,4 +1,4 @@
-"""Whether cache files are whole and sound: header, check sums, content hash, fingerprint, health."""
+"""Whether cache and firing files are whole and sound: header, check sums, content hash, fingerprint, health."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from core.errors import CacheError
+from core.store import firing_layout
+from core.store.firing_file import Firing
 from core.store.reader import Cache
 
 
 def check_file(path: Path) -> dict[str, Any]:
     """One file's entry of `check --json`: file, ok, problems, fingerprint, layers with their health."""
+    if _is_firing(path):
+        return _check_firing(path)
     try:
         cache = Cache.open(path)
     except CacheError as error:
@@ -30,3 +36,26 @@ def check_file(path: Path) -> dict[str, Any]:
             "fingerprint": cache.fingerprint,
             "layers": layers,
         }
+
+
+def _is_firing(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return file.attrs.get("format") == firing_layout.FORMAT
+    except OSError:
+        return False
+
+
+def _check_firing(path: Path) -> dict[str, Any]:
+    try:
+        firing = Firing.open(path)
+    except CacheError as error:
+        return {"file": str(path), "ok": False, "problems": [str(error)], "fingerprint": None, "layers": {}}
+    with firing:
+        problems = firing.verify()
+        layers = {} if problems else {
+            str(n): {"masked_share": firing.masked_share, "mean_resid_norm": firing.mean_resid_norm(n)}
+            for n in firing.layers.tolist()
+        }  # fmt: skip
+        return {"file": str(path), "ok": not problems, "problems": [f"{path}: {p}" for p in problems],
+                "fingerprint": firing.fingerprint, "layers": layers}

@@ -151,7 +151,7 @@ def extract(
             heads,
             _columns(conversations.conversations),
             lambda ids: token_texts(loaded.tokenizer, ids),
-            _header(),
+            header(),
         )
         return _describe(path, spec, speed, resumed=resumed, skipped=skipped)
     finally:
@@ -218,7 +218,7 @@ def _columns(rows: Sequence[Conversation]) -> dict[str, list[str]]:
     return {name: [getattr(c, name) for c in rows] for name in ("id", "prompt_id", "condition", "source")}
 
 
-def _header() -> dict[str, str]:
+def header() -> dict[str, str]:
     epoch = os.environ.get("SOURCE_DATE_EPOCH")  # the convention of reproducible builds
     moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     versions = {"em-microscope": __version__, **{p: importlib.metadata.version(p) for p in PACKAGES}}

@@ -68,14 +68,20 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-    """An empty dataset, compressed and check-summed, in chunks of about 256 KiB along the first axis."""
+def create(
+    group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, width: int | None = None
+) -> h5py.Dataset:
+    """An empty dataset, compressed and check-summed, in chunks of about 256 KiB along the first axis.
+
+    width: at most so many columns in a chunk, for a dataset that grows along its second axis.
+    """
     if 0 in shape:
         return group.create_dataset(name, shape=shape, dtype=dtype)
-    row = np.dtype(dtype).itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    inner = shape[1:] if width is None else (min(width, shape[1]), *shape[2:])
+    row = np.dtype(dtype).itemsize * int(np.prod(inner, dtype=np.int64))
     rows = int(np.clip(2**18 // max(row, 1), 1, shape[0]))
     filters = {"compression": "gzip", "compression_opts": 4, "shuffle": True, "fletcher32": True}
-    return group.create_dataset(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), **filters)
+    return group.create_dataset(name, shape=shape, dtype=dtype, chunks=(rows, *inner), **filters)
 
 
 def put(group: h5py.Group, name: str, values: np.ndarray | list[str]) -> None:

@@ -13,6 +13,7 @@ from core.model.adapters import Adapter, load_adapter
 from core.model.loading import LoadedModel, fetch_model, load_model
 from core.model.saes import LoadedSae, from_registry, load_sae
 from core.specs import CONDITIONS, AdapterSpec, Experiment
+from core.split import split
 from core.store.places import experiment_folder
 
 
@@ -89,15 +90,19 @@ def conversations_for(
     given = Path(name).expanduser()
     is_file = given.suffix.lower() in (".jsonl", ".csv")
     path = given if is_file else conversations_path(experiment, name)
-    keep = None if is_file else next(spec.keeps for spec in experiment.conversations if spec.name == name)
-    return load_conversations(
+    spec = None if is_file else next(spec for spec in experiment.conversations if spec.name == name)
+    heldout = spec is not None and spec.heldout
+    found = load_conversations(
         path,
         name=given.stem if is_file else name,
         skip_bad=skip_bad,
-        limit=limit,
+        limit=None if heldout else limit,
         conditions=(*CONDITIONS, *allow_conditions),
-        keep=keep,
+        keep=spec and spec.keeps,
     )
+    if not heldout:
+        return found
+    return ConversationSet(found.name, tuple(split(found.conversations)[1][:limit]), found.skipped)
 
 
 def fetch(experiment: Experiment) -> Path:

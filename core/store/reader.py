@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_array
 
-from core.conversations import RESPONSE, ROLES
+from core.conversations import RESPONSE
 from core.errors import CacheError, CacheMismatch
 from core.specs import POSITIONS
 from core.store import layout
+from core.store.stored_text import StoredText
 
 #: Texts that say what a feature fires on.
 FIRES_ON_KEPT = 3
@@ -59,7 +59,7 @@ class Context:
     in_response: tuple[bool, ...]
 
 
-class Cache:
+class Cache(StoredText):
     """One extraction: a model variant, a conversation set, its layers. Open it with `Cache.open`; close when done."""
 
     def __init__(self, path: Path, file: h5py.File):
@@ -83,7 +83,7 @@ class Cache:
             kind = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
             raise CacheError(f"{path}: the file is {kind}; remove it and extract again.") from None
         try:
-            _check_header(path, file)
+            check_header(path, file, layout.FORMAT, layout.FORMAT_VERSION, "a cache|extract")
             if expect is not None:
                 compare_specs(path, expect, json.loads(file.attrs["spec"]))
             return cls(path, file)
@@ -117,17 +117,6 @@ class Cache:
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(self.spec["layers"])
-
-    @cached_property
-    def conversations(self) -> pl.DataFrame:
-        """One row a conversation, in file order; row numbers index every matrix."""
-        group = self._file["conversations"]
-        names = ("id", "prompt_id", "condition", "source", "n_tokens", "n_response_tokens")
-        columns = {
-            name: group[name].asstr()[...] if h5py.check_string_dtype(group[name].dtype) else group[name][...]
-            for name in names
-        }
-        return pl.DataFrame({name: list(v) if v.dtype == object else v for name, v in columns.items()})
 
     def info(self, layer: int) -> LayerInfo:
         attrs = self._layer(layer).attrs
@@ -233,31 +222,6 @@ class Cache:
             in_response=tuple(bool(r == RESPONSE) for r in roles[start:stop]),
         )
 
-    def tokens(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and roles of one conversation."""
-        group = self._file["tokens"]
-        begin, end = (int(i) for i in group["offsets"][row : row + 2])
-        return group["ids"][begin:end], group["roles"][begin:end]
-
-    def messages(self, row: int) -> tuple[tuple[str, str], ...]:
-        """Role and text of each turn, joined from the stored tokens; template tokens are left out."""
-        ids, roles = self.tokens(row)
-        turns: list[tuple[int, list[str]]] = []
-        for token, role in zip(ids.tolist(), roles.tolist(), strict=True):
-            if role == 0:
-                turns.append((0, []))
-            elif turns and turns[-1][0] == role:
-                turns[-1][1].append(self._token_text[token])
-            else:
-                turns.append((role, [self._token_text[token]]))
-        return tuple((ROLES[role], "".join(parts).strip()) for role, parts in turns if role)
-
-    @cached_property
-    def _token_text(self) -> dict[int, str]:
-        group = self._file["tokens"]
-        texts = group["vocab_text"].asstr()[...]
-        return dict(zip(group["vocab_ids"][...].tolist(), texts.tolist(), strict=True))
-
     def _layer(self, layer: int) -> h5py.Group:
         if layer not in self.layers:
             cached = ", ".join(map(str, self.layers))
@@ -272,15 +236,20 @@ class Cache:
 
     def verify(self) -> list[str]:
         """Problems found by reading every byte: check sums and the content hash. Empty means sound."""
-        try:
-            found = layout.content_hash(self._file)
-        except OSError as error:
-            return [f"a dataset cannot be read ({str(error).splitlines()[0]}); extract again"]
-        stated = self._file.attrs["content_hash"]
-        problems = [] if found == stated else [f"content hash is {found[:12]}, the file states {stated[:12]}"]
-        if layout.fingerprint(self.spec) != self.fingerprint:
-            problems.append("the fingerprint does not belong to the stored spec")
-        return problems
+        return verify(self._file, self.spec, self.fingerprint)
+
+
+def verify(file: h5py.File, spec: Mapping[str, Any], fingerprint: str) -> list[str]:
+    """Problems of an open file, whatever its format: check sums, content hash, fingerprint."""
+    try:
+        found = layout.content_hash(file)
+    except OSError as error:
+        return [f"a dataset cannot be read ({str(error).splitlines()[0]}); extract again"]
+    stated = file.attrs["content_hash"]
+    problems = [] if found == stated else [f"content hash is {found[:12]}, the file states {stated[:12]}"]
+    if layout.fingerprint(spec) != fingerprint:
+        problems.append("the fingerprint does not belong to the stored spec")
+    return problems
 
 
 def partial_folder(path: Path) -> Path:
@@ -295,14 +264,16 @@ def compare_specs(path: Path, expected: Mapping[str, Any], found: Mapping[str, A
             raise CacheMismatch(path, field, expected.get(field), found.get(field))
 
 
-def _check_header(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != layout.FORMAT:
-        raise CacheError(f"{path}: this HDF5 file is not a cache of EM Microscope; give one that `extract` wrote.")
+def check_header(path: Path, file: h5py.File, wanted: str, version: int, what: str) -> None:
+    """Raise `CacheError` unless the file is whole and of the format `wanted`; `what` it is called, and who makes it."""
+    name, command = what.split("|")
+    if file.attrs.get("format") != wanted:
+        raise CacheError(f"{path}: this HDF5 file is not {name} of EM Microscope; give one that `{command}` wrote.")
     if not file.attrs.get("complete", False):
-        raise CacheError(f"{path}: the extraction was never finished; remove the file and extract again.")
-    version = int(file.attrs.get("format_version", -1))
-    if version != layout.FORMAT_VERSION:
-        raise CacheError(f"{path}: format version {version}, this program reads {layout.FORMAT_VERSION}; make it anew.")
+        raise CacheError(f"{path}: the extraction was never finished; remove the file and {command} again.")
+    found = int(file.attrs.get("format_version", -1))
+    if found != version:
+        raise CacheError(f"{path}: format version {found}, this program reads {version}; make it anew.")
     missing = [name for name in REQUIRED_ATTRIBUTES if name not in file.attrs]
     if missing:
-        raise CacheError(f"{path}: attributes {', '.join(missing)} are missing; extract again.")
+        raise CacheError(f"{path}: attributes {', '.join(missing)} are missing; {command} again.")

@@ -116,35 +116,42 @@ def assemble(
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_full_is_clear(path):
         with h5py.File(temporary, "w", libver="v110") as file:
-            _attributes(file, spec, header)
+            write_attributes(file, spec, header, layout.FORMAT, layout.FORMAT_VERSION)
             counts = [shards.read(i, "n_tokens") for i in range(n_shards)]
-            used = _conversations(file, shards, n_shards, counts, columns)
+            used = write_conversations(file, shards, n_shards, counts, columns)
             compact = spec["storage"] == "compact"
             for head in heads:
                 used |= _layer(file, shards, n_shards, counts, head, compact)
-            vocab = np.array(sorted(used), dtype=np.int32)
-            layout.put(file["tokens"], "vocab_ids", vocab)
-            layout.put(file["tokens"], "vocab_text", [text.replace("\0", "\u2400") for text in token_text(vocab)])
+            write_vocabulary(file, used, token_text)
             file.attrs["content_hash"] = layout.content_hash(file)
             file.attrs["complete"] = True
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
     shards.remove()
 
 
-def _attributes(file: h5py.File, spec: Mapping[str, Any], header: Mapping[str, str]) -> None:
-    file.attrs["format"] = layout.FORMAT
-    file.attrs["format_version"] = layout.FORMAT_VERSION
+def publish(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, after it is on the disk."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_attributes(
+    file: h5py.File, spec: Mapping[str, Any], header: Mapping[str, str], kind: str, version: int
+) -> None:
+    """The root attributes of a file of format `kind`, but for the content hash and `complete`, which come last."""
+    file.attrs["format"] = kind
+    file.attrs["format_version"] = version
     file.attrs["fingerprint"] = layout.fingerprint(spec)
     file.attrs["spec"] = json.dumps(spec, ensure_ascii=False, sort_keys=True)
     for name, value in header.items():
         file.attrs[name] = value
 
 
-def _conversations(
+def write_conversations(
     file: h5py.File, shards: Shards, n_shards: int, counts: list[np.ndarray], columns: Mapping[str, list[str]]
 ) -> set[int]:
+    """Write the groups `conversations` and `tokens`; returns the token ids used."""
     group = file.create_group("conversations")
     for name, values in columns.items():
         layout.put(group, name, list(values))
@@ -162,6 +169,13 @@ def _conversations(
     for i in range(n_shards):
         used.update(np.unique(shards.read(i, "ids")).tolist())
     return used
+
+
+def write_vocabulary(file: h5py.File, used: set[int], token_text: Callable[[np.ndarray], list[str]]) -> None:
+    """What each used token id reads as."""
+    vocab = np.array(sorted(used), dtype=np.int32)
+    layout.put(file["tokens"], "vocab_ids", vocab)
+    layout.put(file["tokens"], "vocab_text", [text.replace("\0", "\u2400") for text in token_text(vocab)])
 
 
 def _fill(data: h5py.Dataset, parts: Iterator[np.ndarray]) -> None:
