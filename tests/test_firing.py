@@ -107,7 +107,7 @@ def test_scalars_times_vectors_are_what_peft_adds_on_every_token(
 def test_what_is_written_is_what_the_residual_stream_receives(
     family: str, tiny_model: Callable, tmp_path: Path
 ) -> None:
-    """singular value x written x write direction is the adapter's part of what the module adds, through Gemma's norm."""
+    """singular value x written x write direction is the adapter's part of what is added, through Gemma's norm."""
     from core.analysis.lora_space import write_space
     from core.model.norms import block_gains, block_norms
 

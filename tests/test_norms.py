@@ -1,4 +1,4 @@
-"""core/model/norms.py: in every family, a module is given gain * residual / root mean square, and Gemma writes so too."""
+"""core/model/norms.py: a module is given gain * residual / root mean square in every family; Gemma writes so too."""
 
 from __future__ import annotations
 
