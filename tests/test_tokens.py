@@ -110,3 +110,16 @@ def test_legend_names_the_ends_of_the_scale() -> None:
 def test_chips_drop_one_leading_space_only() -> None:
     assert Seen(tokens.chips([" doctor", "  x", " "])).text == "doctor  x\u00b7"
     assert "none" in tokens.chips([])
+
+
+def test_signed_shades_by_side_of_the_centre_and_escapes() -> None:
+    text = tokens.signed(["<b>", " up", " down", " same"], [3.0, 12.0, -8.0, 2.0], scale=10, centre=2.0,
+                         faint=[True, False, False, False])  # fmt: skip
+    assert "<b>" not in text and "&lt;b&gt;" in text
+    parts = text.split("<span ")[1:]
+    assert tokens.RAISED_RGB in parts[1] and "0.720" in parts[1] and "+12" in parts[1]
+    assert tokens.SUPPRESSED_RGB in parts[2] and "0.720" in parts[2]
+    assert "background" not in parts[3] and "opacity" in parts[0]
+    assert "-8" in tokens.signed_legend("aligned", "misaligned", scale=10, centre=2.0)
+    with pytest.raises(ValueError):
+        tokens.signed(["a"], [1.0, 2.0], scale=1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from core.directions import Direction
 from core.errors import DirectionError
@@ -44,22 +44,28 @@ def save_directions(path: Path, directions: Sequence[Direction]) -> Path:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise DirectionError(f"{path}: directions are written as .safetensors; give the file that ending.")
-    if not directions or len({d.d_model for d in directions}) != 1:
-        raise DirectionError(f"{path}: a file takes one or more directions of one width.")
-    rows = [{"name": d.name, "model": d.model, "layer": d.layer, "resid_norm": d.resid_norm, "origin": dict(d.origin)}
-            for d in directions]
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION),
-                TENSOR: json.dumps(rows, ensure_ascii=False, sort_keys=True)}
+    content = as_bytes(directions)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({TENSOR: np.stack([d.vector for d in directions])}, temporary, metadata)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         raise DirectionError(f"{path}: cannot be written: {error.strerror or error}.") from None
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def as_bytes(directions: Sequence[Direction]) -> bytes:
+    """The content of a direction file."""
+    if not directions or len({d.d_model for d in directions}) != 1:
+        raise DirectionError("A direction file takes one or more directions of one width.")
+    rows = [{"name": d.name, "model": d.model, "layer": d.layer, "resid_norm": d.resid_norm, "origin": dict(d.origin)}
+            for d in directions]
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION),
+                TENSOR: json.dumps(rows, ensure_ascii=False, sort_keys=True)}
+    return save({TENSOR: np.stack([d.vector for d in directions])}, metadata)
 
 
 def is_ours(path: Path) -> bool:

@@ -108,6 +108,38 @@ WORDS: dict[str, str] = {
             "first of a text. It carries little meaning and would drown the others.",
     "decoder_cosine": "Cosine of the mean difference with what the feature writes, from -1 to 1. Not how active the "
                       "feature is, and features that resemble each other are all listed.",
+    "direction": "The misalignment direction: the mean residual over the target's responses minus that over the "
+                 "reference's, at one layer. Adding it to the residual stream should make the model more like the "
+                 "target.",
+    "weighting": "Each response counts once, or each token does, which gives long responses more weight. The paper "
+                 "this follows weights tokens.",
+    "direction_length": "Length of the direction, and the same as a share of the mean length of the residual stream "
+                        "at this layer.",
+    "direction_auroc": "Chance that a target response lies further along the direction than a reference one, both to "
+                       "prompts the direction was not made from. 0.5 is a coin.",
+    "prompt_auroc": "What knowing the prompt alone can reach. 0.5 when both sides answer the same prompts; near 1 when "
+                    "they answer different ones, and then the direction may only show what is asked.",
+    "direction_halves": "Cosine between the directions made from two disjoint halves of the prompts: 1 is settled, 0 "
+                        "is noise.",
+    "direction_noise": "How long a direction of nothing but sampling noise would be with this many prompts.",
+    "cosine": "Cosine of the angle between two directions: 1 the same, 0 unrelated, -1 opposite. Residual streams are "
+              "not round, so unrelated directions can have cosines of 0.1 or 0.2.",
+    "decomposition": "The direction written as a sum of features, by one of five methods that answer different "
+                     "questions.",
+    "method": "Exact difference: what each feature's mean activation changes by; with the error it sums to the "
+              "direction. Encoder difference: what each feature's input changes by. Decoder cosine: which features "
+              "write in this direction, one by one. Matching pursuit: few features, fitted together, with signs. "
+              "Non-negative fit: a sum of features that are only added.",
+    "coefficient": "Weight of the feature in the sum, in units of its activation. For the encoder difference, the "
+                   "change of its input; for the cosine, the part of the direction along it.",
+    "contribution": "Share of the direction's squared length that the component accounts for. Negative: it points "
+                    "against the direction, and others make up for it.",
+    "explained": "Share of the direction's squared length within the span of the k best features. Grey: as many "
+                 "features drawn at random.",
+    "component_size": "Length of the component relative to the direction's; to the left it is taken away.",
+    "sae_error": "What the SAE cannot write: the difference of its mean reconstruction errors on the two sides.",
+    "projection": "How far a token's residual lies along the direction, in residual units. Shown against the middle "
+                  "between the two sides' means.",
     "neuronpedia": "A public site with more examples for features of published dictionaries.",
 }
 

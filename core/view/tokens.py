@@ -70,6 +70,46 @@ def shade(
     return "".join(spans)
 
 
+def signed(
+    tokens: Sequence[str],
+    values: Sequence[float],
+    *,
+    scale: float,
+    centre: float = 0.0,
+    faint: Sequence[bool] | None = None,
+    what: str = "projection",
+) -> str:
+    """A text as HTML: orange above `centre`, blue below it, full at a distance of `scale`; the value as tooltip.
+
+    `tokens` and `values` [n] are of one length; `faint` tokens are dimmed. Raises ValueError when lengths differ.
+    """
+    if len(tokens) != len(values) or (faint is not None and len(faint) != len(tokens)):
+        raise ValueError(f"{len(tokens)} tokens, {len(values)} values: give one value (and flag) a token.")
+    spans = []
+    for i, (token, value) in enumerate(zip(tokens, map(float, values), strict=True)):
+        share = (value - centre) / scale if scale > 0 and math.isfinite(value) else 0.0
+        hue, strength = (RAISED_RGB, share) if share > 0 else (SUPPRESSED_RGB, -share)
+        style = [f"background:rgba({hue},{min(strength, 1.0) * _STRONGEST:.3f})"] if strength > 0.02 else []
+        if faint is not None and faint[i]:
+            style.append(_FAINT)
+        body = html.escape(visible(token), quote=True)
+        end = "<br>" if token.endswith("\n") else ""
+        spans.append(f'<span title="{html.escape(what)} {value:+.3g}" style="{";".join(style)}">{body}</span>{end}')
+    return ('<div style="font-size:0.95rem;line-height:1.85;white-space:pre-wrap;overflow-wrap:anywhere">'
+            f'{"".join(spans)}</div>')
+
+
+def signed_legend(low: str, high: str, *, scale: float, centre: float = 0.0) -> str:
+    """The scale of `signed`: what blue and orange stand for, and the values at both ends."""
+    steps = ",".join(f"rgba({h},{a:.2f})" for h, a in (
+        (SUPPRESSED_RGB, _STRONGEST), (SUPPRESSED_RGB, 0.0), (RAISED_RGB, 0.0), (RAISED_RGB, _STRONGEST)))
+    bar = ('<span style="display:inline-block;width:8rem;height:0.8rem;border-radius:0.2rem;vertical-align:middle;'
+           f'border:1px solid rgba(128,128,128,0.4);background:linear-gradient(90deg,{steps})"></span>')
+    return ('<div style="font-size:0.82rem;display:flex;gap:0.4rem 1.1rem;flex-wrap:wrap;align-items:center">'
+            f"<span>{html.escape(low)} {centre - scale:.3g} {bar} {centre + scale:.3g} {html.escape(high)}</span>"
+            f'<span><span style="{_FAINT}">faint</span>: prompt or template</span></div>')
+
+
 def contexts(windows: Iterable[object], *, scale: float, sources: Sequence[str] | None = None) -> str:
     """Strongest windows of one side as an HTML list. A window is `core.store.reader.Context`.
 

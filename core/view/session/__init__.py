@@ -6,15 +6,30 @@ from core.view.session.choices import choose, keep, several, text, toggle
 from core.view.session.contrasts import (
     PERMUTATIONS,
     QUICK,
+    example_rows,
     load_concordance,
     load_contexts,
     load_depth,
     load_every_layer,
     load_ranking,
+    load_rankings,
     load_values,
+)
+from core.view.session.directions import (
+    carried,
+    carry,
+    load_across,
+    load_cosines,
+    load_decompositions,
+    load_dictionary,
+    load_measured,
+    load_readers,
+    pools,
+    steering_page,
 )
 from core.view.session.files import difference_files, load_difference, load_health, load_inventory, load_margins
 from core.view.session.frame import navigation, sidebar, view
 from core.view.session.messages import empty, note_slot, warn_about_sae
+from core.view.session.models import read_text
 from core.view.session.names import feature_names, label_folder, load_feature_info, load_labels, named
 from core.view.session.selection import picked, picked_row, remember_feature, select, selected

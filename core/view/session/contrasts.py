@@ -6,9 +6,11 @@ sentence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import streamlit as st
 
@@ -20,9 +22,10 @@ from core.analysis.concordance_files import RANKING, Contrasts, concord_at, ever
 from core.analysis.ranking import Ranking, RankingSettings
 from core.errors import MicroscopeError
 from core.specs import ContrastSpec
-from core.store.reader import Context
+from core.store.places import side_file
+from core.store.reader import Cache, Context
 from core.view.inventory import FileKey, file_key
-from core.view.session.caches import open_key
+from core.view.session.caches import open_cache, open_key
 from core.view.session.chosen import View
 from core.view.session.messages import stop_with
 
@@ -48,6 +51,30 @@ def load_ranking(chosen: View, sides: Sides, settings: RankingSettings = QUICK) 
 def _ranking(target: FileKey, reference: FileKey, contrast: ContrastSpec, layer: int, position: str,
              settings: RankingSettings) -> Ranking:
     return compare.rank(Sides(contrast, open_key(*target), open_key(*reference)), layer, position, settings)
+
+
+def load_rankings(chosen: View, names: Sequence[str]) -> dict[str, Ranking]:
+    """Rankings of several contrasts at the chosen layer and position; those that cannot be ranked are left out."""
+    found = {}
+    for name in names:
+        contrast = chosen.experiment.contrast(name)
+        try:
+            sides = Sides(contrast, *(open_cache(side_file(chosen.experiment, s))
+                                      for s in (contrast.target, contrast.reference)))
+            found[name] = _ranking(*_keys(sides), contrast, chosen.layer, chosen.position, QUICK)
+        except MicroscopeError:
+            continue
+    return found
+
+
+def example_rows(sides: Sides, n: int = 6) -> list[tuple[str, Cache, list[int]]]:
+    """(side's name, its cache, a few of its rows spread over the file) for target and reference."""
+    found = []
+    for name, cache, side in zip(sides.names, (sides.target, sides.reference),
+                                 (sides.contrast.target, sides.contrast.reference), strict=True):
+        rows = compare.side_rows(cache, side)
+        found.append((name, cache, rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)].tolist()))
+    return found
 
 
 def load_depth(chosen: View, sides: Sides, settings: RankingSettings = QUICK) -> pl.DataFrame:

@@ -57,6 +57,7 @@ def navigation() -> Any:
         st.Page("pages/overview.py", title="Overview", default=True),
         st.Page("pages/rankings.py", title="Rankings"),
         st.Page("pages/concordance.py", title="Concordance"),
+        st.Page("pages/direction.py", title="Direction"),
         st.Page("pages/difference.py", title="Difference lens"),
         st.Page("pages/feature.py", title="Feature"),
     ])
