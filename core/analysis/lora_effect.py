@@ -42,10 +42,10 @@ class Writes:
     component: np.ndarray = field(repr=False)
     """int64 [w]: each one's place among all of the adapter's components."""
 
-    def vectors(self, rows: np.ndarray, up_to: int) -> np.ndarray:
+    def vectors(self, rows: np.ndarray, up_to: int, d_model: int) -> np.ndarray:
         """float64 [n, d_model]: the sum of what layers 0 to `up_to` write, of each of `rows`."""
         own = self.space.rows(up_to=up_to)
-        return self.written[np.ix_(rows, own)] @ self.space.vectors[own]
+        return self.written[np.ix_(rows, own)] @ self.space.vectors[own] if len(own) else np.zeros((len(rows), d_model))
 
 
 def writes(firing: Firing, parts: Sequence[Component]) -> Writes:
@@ -91,7 +91,8 @@ def effect_table(
     columns = {"effect": _prompt_mean(firing, made.written[:, own], rows)}
     for name, group in groups_of(firing).items():
         columns[f"effect: {name}"] = _prompt_mean(firing, made.written[:, own], group_rows(firing, group))
-    vectors = {name: values @ made.space.vectors[own] for name, values in columns.items()}
+    directions = made.space.vectors[own] if len(own) else np.zeros((0, dictionary.d_model))
+    vectors = {name: values @ directions for name, values in columns.items()}
     effects = {name: (v.astype(np.float32) @ dictionary.W_enc).astype(np.float64) for name, v in vectors.items()}
     size = np.linalg.norm(dictionary.W_enc, axis=0) * np.linalg.norm(vectors["effect"])
     table = pl.DataFrame({
@@ -109,7 +110,8 @@ def movers(firing: Firing, made: Writes, dictionary: Dictionary, feature: int) -
     _check_dictionary(dictionary, made)
     own = made.space.rows(up_to=dictionary.layer)
     mean = _prompt_mean(firing, made.written[:, own], np.arange(firing.conversations.height))
-    effect = mean * (made.space.vectors[own] @ dictionary.W_enc[:, feature].astype(np.float64))
+    encoder = dictionary.W_enc[:, feature].astype(np.float64)
+    effect = mean * (made.space.vectors[own] @ encoder if len(own) else np.zeros(0))
     keys = [made.space.parts[i].key for i in own.tolist()]
     table = pl.DataFrame({
         "component": made.component[own], "layer": [k.layer for k in keys], "module": [k.module for k in keys],
@@ -167,7 +169,7 @@ def predict(
     delta = target.resid(layer, "response")[measured[0]].astype(np.float64) - reference.resid(layer, "response")[
         measured[1]
     ].astype(np.float64)
-    given = made.vectors(rows, layer)
+    given = made.vectors(rows, layer, delta.shape[1])
     _, inverse, counts = np.unique(prompts, return_inverse=True, return_counts=True)
     weights = 1 / counts[inverse]
     rng = np.random.default_rng(seed)
