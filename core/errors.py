@@ -54,5 +54,9 @@ class DirectionError(MicroscopeError):
     """A direction cannot be read, made or combined."""
 
 
+class InterventionError(MicroscopeError):
+    """An intervention cannot be meant: no such place, feature or scope, or it was made for another model."""
+
+
 class NotEnoughData(MicroscopeError):
     """The sample cannot support the claim that was asked for."""

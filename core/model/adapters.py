@@ -90,13 +90,21 @@ def applied(loaded: LoadedModel, adapter: Adapter, strength: float | Tensor = 1.
     if isinstance(strength, float) and strength == 0:
         yield
         return
-    try:
-        targets = [_target(loaded, lora, len(lora.A)) for lora in adapter.modules]
-    except AdapterError as error:
-        raise AdapterError(f"Adapter {adapter.name!r}: {error}") from None
+    targets = targets_of(loaded, adapter)
     additions = [_addition(lora, to.weight, strength) for lora, to in zip(adapter.modules, targets, strict=True)]
     with changing(list(zip(targets, additions, strict=True))):
         yield
+
+
+def targets_of(loaded: LoadedModel, adapter: Adapter) -> list[nn.Linear]:
+    """The model's linear modules that the adapter's modules add to, in their order.
+
+    Raises `AdapterError` when the adapter was loaded for another model.
+    """
+    try:
+        return [_target(loaded, lora, len(lora.A)) for lora in adapter.modules]
+    except AdapterError as error:
+        raise AdapterError(f"Adapter {adapter.name!r}: {error}") from None
 
 
 def _checked(strength: float | Tensor) -> float | Tensor:

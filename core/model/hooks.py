@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from core.errors import ModelError
 from core.model.loading import LoadedModel
 
+ModuleChange = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]
+"""A module, and what turns its input and output, both [batch, position, its own width], into its new output."""
+
 
 class _Stop(Exception):
     """Ends the forward pass once the deepest wanted layer has been seen."""
@@ -85,20 +88,31 @@ def recording_with_grad(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterato
 @contextmanager
 def replacing(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within the block, `change` is applied to the block's resid_post [batch, position, d_model]."""
-
-    def hook(_module: nn.Module, _inputs: object, output: object) -> object:
-        new = change(_residual(output))
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    handle = block.register_forward_hook(hook)
-    try:
+    with replacing_each([(block, change)]):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
-def changing(changes: Sequence[tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]]) -> Iterator[None]:
+def replacing_each(changes: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
+    """Like `replacing`, at several blocks."""
+
+    def hook(change: Callable[[Tensor], Tensor]) -> Callable[..., object]:
+        def replace(_module: nn.Module, _inputs: object, output: object) -> object:
+            new = change(_residual(output))
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return replace
+
+    handles = [block.register_forward_hook(hook(change)) for block, change in changes]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def changing(changes: Sequence[ModuleChange]) -> Iterator[None]:
     """Within the block, each module returns change(input, output); both [batch, position, its own width].
 
     Several changes of one module, nested blocks included, act in order, each on what the one before returned.
