@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import polars as pl
 import streamlit as st
 
@@ -17,6 +18,8 @@ ACROSS = {"contrasts": "Contrasts and readers", "layers": "Layers", "positions":
 BARS = 16
 OVERLAP_K = 20
 CARRY_K = 8
+#: Where the text that was last asked for is kept: reader, question, answer.
+ASKED = "direction asked"
 
 
 def parquet(rows: pl.DataFrame) -> bytes:
@@ -58,7 +61,7 @@ def read_a_text() -> None:
     examples = {f"{cache.conversations['id'][int(row)]} ({name})": (cache, int(row))
                 for name, cache, rows in session.example_rows(sides) for row in rows}
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        chosen = st.selectbox("Text", ["Your own", *examples], key="direction text")
+        chosen = st.selectbox("Text", [*examples, "Your own"], key="direction text")
         readers = list(view.experiment.variants)
         own = view.contrast.target.variant
         reader = st.selectbox("Read by", readers, readers.index(own), key="direction reader", help=WORDS["variant"])
@@ -67,23 +70,26 @@ def read_a_text() -> None:
         cache, row = examples[chosen]
         turns = dict(cache.messages(row))
         question, answer = turns.get("user", ""), turns.get("response", "")
+    keys = [f"direction {what} {chosen}" for what in ("question", "answer")]
     with st.form("read", border=False):
-        question = st.text_input("Question (leave empty for plain text)", question)
-        answer = st.text_area("Answer, or any text", answer, height=120, max_chars=6000)
-        go = st.form_submit_button("Read", icon=":material/visibility:", type="primary")
-    if not go:
+        st.text_input("Question (leave empty for plain text)", question, key=keys[0])
+        st.text_area("Answer, or any text", answer, height=120, max_chars=6000, key=keys[1])
+        st.form_submit_button("Read", icon=":material/visibility:", type="primary", on_click=lambda: st.session_state
+                              .update({ASKED: (reader, *(st.session_state[key] for key in keys))}))
+    if ASKED not in st.session_state:
         st.caption("The model is loaded when you press Read, once.")
         return
+    reader, question, answer = st.session_state[ASKED]
     if not answer.strip():
         st.caption("There is no text to read yet.")
         return
     with st.spinner("Reading"):
-        read = session.read_text(view.experiment, reader, question, answer, measured.direction)
-    spoken = [v for v, faint in zip(read.values, read.faint, strict=True) if not faint]
-    middle, scale = parts.middle_and_scale(*session.pools(view, sides, weighting), measured.direction, spoken)
+        read = session.read_text(view.experiment, reader, question, answer, direction)
+    spoken = read.values[~np.array(read.faint)]
+    middle, scale = parts.middle_and_scale(*session.pools(view, sides, weighting), direction, spoken)
     st.html(tokens.signed_legend(f"like {reference}", f"like {target}", scale=scale, centre=middle))
     st.html(tokens.signed(read.tokens, read.values, scale=scale, centre=middle, faint=read.faint))
-    mean = sum(spoken) / len(spoken)
+    mean = float(spoken.mean())
     side = target if mean > middle else reference
     st.markdown(f"On average over the {len(spoken)} tokens shown in full: {mean:+.3g}, on the side of the "
                 f"**{markdown_safe(side)}** responses (the middle is {middle:+.3g}).")
@@ -200,11 +206,12 @@ best = named["feature"].head(30).to_list()
 with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
     kept = st.multiselect("Components", best, best[:CARRY_K], key=f"carry {method}", width="stretch",
                           format_func=lambda f: f"{f}: {names[f]}")
-    if st.button("Use in steering", icon=":material/tune:", disabled=not kept):
-        session.carry(parts.steering_parts(one, book, kept, names))
-        st.toast(f"{len(kept)} components and the remainder are on the Steering page.")
-        if page := session.steering_page():
-            st.switch_page(page)
+    st.button("Use in steering", icon=":material/tune:", disabled=not kept,
+              on_click=lambda: session.carry(parts.steering_parts(one, book, kept, names)))
+if session.just_carried():
+    st.toast(f"{len(kept)} components and the remainder are on the Steering page.")
+    if page := session.steering_page():
+        st.switch_page(page)
 st.caption("Each becomes a slider there; what they leave of the direction is one more, so that together they are the "
            "whole direction.")
 

@@ -176,7 +176,7 @@ def test_files_that_do_not_say_enough(tmp_path: Path, demo: Path) -> None:
         files.sae_spec(experiment, 4)
 
 
-@pytest.mark.parametrize("file", ["base__bad_answers.h5", "base__good_answers.h5"])
-def test_the_demo_carries_the_second_reader(file: str) -> None:
-    with Cache.open(ROOT / "cache" / "demo" / file) as cache:
-        assert cache.variant == "base" and all(cache.info(n).d_sae == 0 for n in cache.layers)
+@pytest.mark.parametrize("name", ["base__bad_answers", "base__good_answers", "bad-health-r8__health_advice"])
+def test_the_demo_carries_the_second_reader(name: str) -> None:
+    with Cache.open(ROOT / "cache" / "demo" / f"{name}.h5") as cache:
+        assert cache.variant == name.split("__")[0] and all(cache.info(n).d_sae == 0 for n in cache.layers)

@@ -18,6 +18,7 @@ from core.view.session.contrasts import (
 from core.view.session.directions import (
     carried,
     carry,
+    just_carried,
     load_across,
     load_cosines,
     load_decompositions,

@@ -125,8 +125,14 @@ def pools(chosen: View, sides: Sides, weighting: str) -> tuple[np.ndarray, np.nd
 
 
 def carry(directions: Sequence[Direction]) -> None:
-    """Put directions where the Steering page finds them, in place of what waited there."""
+    """In a callback: put directions where the Steering page finds them, in place of what waited there."""
     st.session_state[CARRIED] = tuple(directions)
+    st.session_state["steering just carried"] = True
+
+
+def just_carried() -> bool:
+    """Whether directions were sent just now; true once."""
+    return st.session_state.pop("steering just carried", False)
 
 
 def carried() -> tuple[Direction, ...]:
