@@ -124,6 +124,16 @@ def test_results_do_not_depend_on_the_order_of_rows(sides: Sides, monkeypatch: p
     assert one.auroc == pytest.approx(other.auroc) and one.noise_norm == pytest.approx(other.noise_norm)
 
 
+def test_the_interval_of_a_cosine_holds_the_planted_one_and_narrows_with_prompts() -> None:
+    def pair(n: int, seed: int, second: float) -> tuple[Pool, Pool]:
+        target = pool(3, n, seed=seed)
+        target.resid[:, 1] += second
+        return target, pool(0, n, seed=seed + 1)
+
+    wide, narrow = (directions.cosine_interval(pair(n, 1, 0.0), pair(n, 3, 3.0)) for n in (20, 400))
+    assert narrow[0] < 2**-0.5 < narrow[1] and narrow[1] - narrow[0] < (wide[1] - wide[0]) / 2
+
+
 def test_cosine_table() -> None:
     x, y, zero = (Direction(n, "m", 1, np.array(v)) for n, v in
                   {"x": [1.0, 0], "y": [1.0, 1.0], "zero": [0.0, 0.0]}.items())

@@ -219,6 +219,23 @@ def prompt_auroc(target: Pool, reference: Pool) -> float:
     return float(won) / (n * len(reference.resid))
 
 
+def cosine_interval(
+    one: tuple[Pool, Pool], other: tuple[Pool, Pool], n_resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of the cosine between two contrasts' directions, from resamples of either's prompts.
+
+    Noise turns every resample away, so their cosines lie below the estimate; their spread about their own mean is set
+    around it.
+    """
+    rng = np.random.default_rng(seed)
+    a, b = (_resampled(*pair, n_resamples, rng) for pair in (one, other))
+    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    drawn = np.divide((a * b).sum(axis=1), size, out=np.zeros(n_resamples), where=size > 0)
+    low, high = resampling.interval(drawn - drawn.mean())
+    found = cosine(one[0].mean() - one[1].mean(), other[0].mean() - other[1].mean())
+    return max(found + low, -1.0), min(found + high, 1.0)
+
+
 def cosine_table(directions: Mapping[str, Direction]) -> pl.DataFrame:
     """a, b, cosine for every ordered pair of names, in their order; null where one is zero."""
     rows = []

@@ -2,7 +2,7 @@
 
 `extract`: against the bare forward pass stopped at the same layer on the same batches, against sae-lens' documented
 `run_with_cache_with_saes`, and peak memory of one and of ten times as many conversations. `rank`: time and memory of
-the demo's ranking and of a large synthetic layer.
+the demo's ranking and of a large synthetic layer. `decompose`: a direction over large synthetic decoders.
 """
 
 from __future__ import annotations
@@ -16,31 +16,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from core.errors import PresetError
+from core.evaluation.benchmark_decompose import decompose_cost
+from core.evaluation.measurement import Measurement, peak_bytes
 
 REPEATS = 3
 TIMES_MORE = 10
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One figure, and how it compares with its reference."""
-
-    name: str
-    value: float
-    unit: str
-    reference: str | None = None
-    ratio: float | None = None
-
-
 def run(what: str, preset: str, n: int, say: Callable[[str], None]) -> dict[str, Any]:
     """The `benchmark` result: machine and measurements."""
-    benches = {"extract": lambda: extract_speed(preset, n, say) + extract_memory(preset, n, say), "rank": rank_cost}
+    benches = {"extract": lambda: extract_speed(preset, n, say) + extract_memory(preset, n, say), "rank": rank_cost,
+               "decompose": lambda: decompose_cost(say)}
     if what not in benches:
         raise PresetError(f"No benchmark {what!r}; there are {', '.join(benches)}.")
     return {"machine": machine(), "measurements": [asdict(m) for m in benches[what]()]}
@@ -136,24 +128,13 @@ def extract_memory(preset: str, n: int, say: Callable[[str], None]) -> list[Meas
 
 _PEAK = """
 import runpy, sys
-from core.evaluation.benchmark import peak_bytes
+from core.evaluation.measurement import peak_bytes
 sys.argv[0] = "core"
 try:
     runpy.run_module("core", run_name="__main__")
 finally:
     print(peak_bytes(), file=sys.stderr)
 """
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process; on Linux not ru_maxrss, which a child inherits from a larger parent."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _peak(arguments: list[str]) -> int:
