@@ -65,6 +65,8 @@ def test_direction_prints_and_writes_what_it_is(workplace: Path, made: Path, tmp
     assert np.array_equal(load_direction(out, 2).vector, one.vector)
     assert found["cosines"]["layer 1"] == pytest.approx(one.cosine(load_direction(out, 1)))
     assert "last prompt token" not in found["cosines"], "both sides answer the same prompts"
+    low, high = found["cosines_ci95"]["layer 1"]
+    assert low < found["cosines"]["layer 1"] < high
     text = call("direction", workplace / "tiny.toml", "data", "--cache", workplace / "cache")
     assert "held-out AUROC" in text and "40 prompts" not in text and "20 prompts" in text
 
@@ -156,7 +158,8 @@ def test_relatives_are_layers_ways_contrasts_and_readers(demo: Path) -> None:
     assert "response-good, read by base" not in found, "the same text once"
     own = contrast_direction(sides, 15)
     read = files.readers(experiment, sides.contrast, demo)["base"]
-    assert found["response, read by base"].cosine(own) == pytest.approx(contrast_direction(read, 15).cosine(own))
+    other = contrast_direction(read, 15)
+    assert found["response, read by base"].direction.cosine(own) == pytest.approx(other.cosine(own))
     assert files.readers(experiment, experiment.contrast("model"), demo) == {}
 
 

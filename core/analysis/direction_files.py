@@ -6,13 +6,20 @@ Knows presets and where cache files lie; the arithmetic is in direction.py and d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from core.analysis.compare import Sides, side_rows
-from core.analysis.direction import WEIGHTINGS, contrast_direction, feature_differences, is_nothing
+from core.analysis.direction import (
+    WEIGHTINGS,
+    contrast_direction,
+    cosine_interval,
+    feature_differences,
+    is_nothing,
+    pools,
+)
 from core.directions import Direction
 from core.errors import CacheError, CacheMismatch, DirectionError
 from core.experiment import load_experiment
@@ -22,6 +29,26 @@ from core.store.places import side_file
 from core.store.reader import Cache
 
 Open = Callable[[Path], Cache]
+
+
+@dataclass(frozen=True, eq=False)
+class Relative:
+    """A direction that another can be held against, and where it is made from."""
+
+    sides: Sides
+    layer: int
+    position: str
+    weighting: str
+    preset: str = ""
+    direction: Direction = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        made = contrast_direction(self.sides, self.layer, self.position, self.weighting, self.preset)
+        object.__setattr__(self, "direction", made)
+
+    def cosine_interval(self, other: Relative) -> tuple[float, float]:
+        """95% interval of the cosine between both directions, prompts drawn anew on either side."""
+        return cosine_interval(*(pools(r.sides, r.layer, r.position, r.weighting) for r in (self, other)))
 
 
 def open_sides(experiment: Experiment, contrast: ContrastSpec, folder: Path | None = None, opened: Open = Cache.open
@@ -55,16 +82,16 @@ def readers(
     return found
 
 
-def across_layers(sides: Sides, position: str, weighting: str, preset: str = "") -> dict[str, Direction]:
+def across_layers(sides: Sides, position: str, weighting: str, preset: str = "") -> dict[str, Relative]:
     """`layer L` -> the contrast's direction there."""
-    made = {f"layer {n}": contrast_direction(sides, n, position, weighting, preset) for n in sides.layers}
+    made = {f"layer {n}": Relative(sides, n, position, weighting, preset) for n in sides.layers}
     return _something(made)
 
 
-def across_ways(sides: Sides, layer: int, preset: str = "") -> dict[str, Direction]:
+def across_ways(sides: Sides, layer: int, preset: str = "") -> dict[str, Relative]:
     """Position and weighting -> the direction at `layer`; a position where both sides are the same is left out."""
     return _something({
-        _way(position, weighting): contrast_direction(sides, layer, position, weighting, preset)
+        _way(position, weighting): Relative(sides, layer, position, weighting, preset)
         for position in POSITIONS for weighting in WEIGHTINGS if weighting == "response" or position == "response"
     })
 
@@ -72,10 +99,10 @@ def across_ways(sides: Sides, layer: int, preset: str = "") -> dict[str, Directi
 def across_contrasts(
     experiment: Experiment, layer: int, position: str, weighting: str, folder: Path | None = None,
     opened: Open = Cache.open,
-) -> dict[str, Direction]:
+) -> dict[str, Relative]:
     """Contrast -> its direction at `layer`, for every contrast that is cached there; other readers of the same text as
     `contrast, read by variant`."""
-    found: dict[str, Direction] = {}
+    found: dict[str, Relative] = {}
     seen = {(_text(c), c.target.variant) for c in experiment.contrasts}
     for contrast in experiment.contrasts:
         try:
@@ -89,14 +116,14 @@ def across_contrasts(
                 continue
             seen.add((_text(contrast), variant))
             name = contrast.name if own else f"{contrast.name}, read by {variant}"
-            found[name] = contrast_direction(sides, layer, position, weighting, experiment.name)
+            found[name] = Relative(sides, layer, position, weighting, experiment.name)
     return _something(found)
 
 
 def relatives(
     experiment: Experiment, sides: Sides, layer: int, position: str, weighting: str, folder: Path | None = None,
     opened: Open = Cache.open,
-) -> dict[str, Direction]:
+) -> dict[str, Relative]:
     """Everything the direction of `sides` at `layer` can be held against, by name; itself left out."""
     name = sides.contrast.name
     found = {
@@ -105,7 +132,7 @@ def relatives(
         **across_contrasts(experiment, layer, position, weighting, folder, opened),
     }
     own = (f"layer {layer}", _way(position, weighting), name)
-    return {k: d for k, d in found.items() if k not in own}
+    return {k: r for k, r in found.items() if k not in own}
 
 
 def caches_of(direction: Direction, experiment: Experiment, folder: Path | None = None, opened: Open = Cache.open
@@ -199,5 +226,5 @@ def _text(contrast: ContrastSpec) -> tuple[Side, Side]:
     return replace(contrast.target, variant=""), replace(contrast.reference, variant="")
 
 
-def _something(found: dict[str, Direction]) -> dict[str, Direction]:
-    return {name: d for name, d in found.items() if not is_nothing(d)}
+def _something(found: dict[str, Relative]) -> dict[str, Relative]:
+    return {name: r for name, r in found.items() if not is_nothing(r.direction)}

@@ -41,7 +41,8 @@ def direction(
         save_directions(out, [contrast_direction(sides, n, position, weighting, experiment.name) for n in layers])
         say(f"Wrote the direction of layer {', '.join(map(str, layers))} to {out}.")
     others = files.relatives(experiment, sides, chosen, position, weighting, cache)
-    summary = direction_summary(found, others, out)
+    own = files.Relative(sides, chosen, position, weighting, experiment.name)
+    summary = direction_summary(found, own, others, out)
     emit(summary, "" if as_json else direction_text(summary), as_json)
 
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from core.analysis.decompose import Decomposition
 from core.analysis.direction import Measured
-from core.directions import Direction
+from core.analysis.direction_files import Relative
 
 #: Points of the curve that are printed.
 KS = (1, 2, 5, 10, 20, 50, 64, 100, 200)
@@ -17,7 +17,7 @@ KS = (1, 2, 5, 10, 20, 50, 64, 100, 200)
 NAMING = ("label", "fires_on", "tokens")
 
 
-def direction_summary(found: Measured, others: dict[str, Direction], file: Path | None) -> dict[str, Any]:
+def direction_summary(found: Measured, own: Relative, others: dict[str, Relative], file: Path | None) -> dict[str, Any]:
     """A measured direction with its cosines, as plain values."""
     d = found.direction
     return {
@@ -41,7 +41,8 @@ def direction_summary(found: Measured, others: dict[str, Direction], file: Path 
         "resample_ci95": list(found.resample_ci95),
         "split_half": found.split_half,
         "split_half_ci95": list(found.split_half_ci95) if found.split_half_ci95 else None,
-        "cosines": {name: d.cosine(other) for name, other in others.items()},
+        "cosines": {name: d.cosine(other.direction) for name, other in others.items()},
+        "cosines_ci95": {name: list(own.cosine_interval(other)) for name, other in others.items()},
     }
 
 
@@ -74,7 +75,9 @@ def direction_text(summary: dict[str, Any]) -> str:
         )
     if summary["cosines"]:
         lines += ["", "cosine with"]
-        lines += [f"  {value:+.3f}  {name}" for name, value in summary["cosines"].items()]
+        intervals = summary["cosines_ci95"]
+        lines += [f"  {value:+.2f} {_range(intervals[name], '+.2f')}  {name}"
+                  for name, value in summary["cosines"].items()]
     return "\n".join(lines)
 
 

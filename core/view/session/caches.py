@@ -29,7 +29,11 @@ def open_cache(path: Path) -> Cache:
     return open_key(*file_key(path))
 
 
-@st.cache_resource(max_entries=16, show_spinner=False, on_release=lambda cache: cache.close())
+#: Files held open: more than any experiment has, as one that is let go is closed under whoever still reads it.
+MOST_OPEN = 128
+
+
+@st.cache_resource(max_entries=MOST_OPEN, show_spinner=False, on_release=lambda cache: cache.close())
 def open_key(path: str, mtime_ns: int, size: int) -> Cache:
     """The same by its key, as `file_key` gives it."""
     return Cache.open(path)

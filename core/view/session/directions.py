@@ -57,10 +57,12 @@ def load_across(chosen: View, sides: Sides, weighting: str, what: str) -> dict[s
     experiment, layer = chosen.experiment, chosen.layer
     try:
         if what == "layers":
-            return direction_files.across_layers(sides, chosen.position, weighting, experiment.name)
-        if what == "positions":
-            return direction_files.across_ways(sides, layer, experiment.name)
-        return direction_files.across_contrasts(experiment, layer, chosen.position, weighting, None, open_cache)
+            found = direction_files.across_layers(sides, chosen.position, weighting, experiment.name)
+        elif what == "positions":
+            found = direction_files.across_ways(sides, layer, experiment.name)
+        else:
+            found = direction_files.across_contrasts(experiment, layer, chosen.position, weighting, None, open_cache)
+        return {name: relative.direction for name, relative in found.items()}
     except MicroscopeError as error:
         stop_with(error)
 
