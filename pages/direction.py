@@ -200,6 +200,9 @@ with st.container(horizontal=True):
     st.download_button("Direction, safetensors", lambda: as_bytes([direction]), f"{stem}.safetensors",
                        "application/octet-stream", icon=":material/download:", on_click="ignore")
 
+st.page_link("pages/concordance.py", label="Where the contrasts agree", icon=":material/join_inner:",
+             query_params=view.link())
+
 st.subheader("Use in steering", anchor=False)
 names = dict(zip(named["feature"].to_list(), named["name"].to_list(), strict=True))
 best = named["feature"].head(30).to_list()

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.analysis import compare, find
+from core.analysis import compare, direction_files, find
+from core.analysis.direction import measure
 from core.conversations import ConversationSet, load_conversations
 from core.evaluation.organism import Measures
 from core.evaluation.ratings import agreement, load_answers, load_ratings
@@ -157,6 +158,24 @@ def test_top_data_features_replicate_far_above_the_permutation_control(layer: in
     assert default_layer == 15
     found = compare.rank(sides, layer, "response", RankingSettings(n_permutations=10)).replication
     assert found is not None and found.n_replicated > 3 * max(found.permuted_ci95[1], 5)
+
+
+def test_the_directions_in_the_readme_are_the_measured_ones() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    experiment = load_experiment("demo")
+    data = direction_files.open_sides(experiment, experiment.contrast("data"))
+    for layer in LAYERS:
+        m = measure(data, layer)
+        share, (low, high) = m.direction.share_of_residual_norm, m.norm_ci95
+        auroc = f"{m.auroc:.2f} [{m.auroc_ci95[0]:.2f}, {m.auroc_ci95[1]:.2f}]"
+        size = f"{m.direction.norm:.2f} [{low:.2f}, {high:.2f}] | {share:.1%} | {m.noise_norm:.2f}"
+        assert f"| {layer} | {size} | {auroc} | {m.prompt_auroc:.2f} | {m.split_half:.2f} |" in readme, layer
+    own = direction_files.Relative(data, 15, "response", "response", "demo")
+    others = direction_files.relatives(experiment, data, 15, "response", "response")
+    names = ("response-health", "model-against-good", "model", "model-seeds", "data, read by bad-health-r8")
+    for name in names:
+        low, high = own.cosine_interval(others[name])
+        assert f"| {own.direction.cosine(others[name].direction):.2f} [{low:.2f}, {high:.2f}] |" in readme, name
 
 
 def test_tracked_artefacts_stay_within_their_limits() -> None:
