@@ -60,3 +60,7 @@ class InterventionError(MicroscopeError):
 
 class NotEnoughData(MicroscopeError):
     """The sample cannot support the claim that was asked for."""
+
+
+class JudgeError(MicroscopeError):
+    """A judge cannot be used: it is unknown, does not answer, or refuses."""

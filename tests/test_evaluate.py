@@ -104,7 +104,14 @@ def test_bad_input_is_one_sentence(judged: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question": "Q", "answer": "A"}\n{\n')
     for arguments, says in (
-        ((), "give --responses FILE"),
+        ((), "give one preset, or --responses FILE"),
+        (("demo", "--variant", "none"), "is not in preset"),
+        (("demo", "--judge", "gpt"), "There is no judge"),
+        (("demo", "--judge", "api:gpt"), "lacks the model or the address"),
+        (("demo", "--judge", "api:m@ftp://x"), "no address of a judge"),
+        (("demo", "--judge", "api:m@http://x/v1", "--scoring", "x"), "--scoring 'x' is unknown"),
+        (("demo", "--judge", "local:x", "--questions", "none.yaml"), "no such file"),
+        (("--responses", judged, "--judge", "margin"), "scores no single response"),
         (("--responses", tmp_path / "none.csv"), "no such file"),
         (("--responses", broken), "broken.jsonl:2: is not valid JSON"),
         (("--responses", judged, "--by", "model"), "has no `model`"),

@@ -132,9 +132,12 @@ def test_responses_become_a_conversation_set_with_conditions(tmp_path: Path) -> 
 
 def test_who_judged_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    stamp = {"id": "api:gpt", "prompts": {"aligned": "abc"}}
-    path.write_text("".join(json.dumps({"question": "Q", "answer": f"A{n}", "judge": stamp}) + "\n" for n in range(2)))
-    assert judges(load_responses([path]).table) == [stamp]
+    stamps = [{"id": "api:gpt", "prompts": {"aligned": f"abc{n}"}, "reading": "weighted"} for n in range(2)]
+    path.write_text("".join(json.dumps({"question": "Q", "answer": f"A{n}", "judge": s}) + "\n"
+                            for n, s in enumerate([*stamps, stamps[0]])))  # fmt: skip
+    assert judges(load_responses([path]).table) == [
+        {"id": "api:gpt", "prompts": {"aligned": ["abc0", "abc1"]}, "reading": "weighted"}
+    ]
     plain = load_responses([write_csv(tmp_path / "c.csv")])
     assert judges(plain.table) == []
     assert judges(load_responses([tmp_path / "c.csv"], judge={"id": "readers"}).table) == [{"id": "readers"}]

@@ -90,14 +90,15 @@ def load_responses(
     return Responses(pl.DataFrame(rows, schema=SCHEMA), tuple(map(str, files)), tuple(skipped))
 
 
-def conversation_rows(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """The responses as rows of a conversation file (JSONL) with conditions; empty ones are left out.
+def conversation_rows(table: pl.DataFrame, *, keep_empty: bool = False) -> list[dict[str, Any]]:
+    """The responses as rows of a conversation file (JSONL) with conditions; empty ones, of which there is no
+    conversation, are left out unless `keep_empty`.
 
     A condition follows from the scores by the published thresholds: misaligned, aligned, neutral, incoherent, or none.
     """
     rows = []
     for r in table.iter_rows(named=True):
-        if not r["response"].strip():
+        if not r["response"].strip() and not keep_empty:
             continue
         system = [{"role": "system", "content": r["system"]}] if r["system"] else []
         rows.append({
@@ -189,17 +190,33 @@ def _distribution(row: dict[str, Any], name: str) -> str | None:
         pairs = own[name].items()
     else:  # public files: the text of a Python dict in `judge_aligned`
         pairs = _PAIR.findall(str(row.get(f"judge_{name}") or "")[:_DISTRIBUTION])
-    kept = {}
+    kept: dict[str, float] = {}
     for score, share in pairs:
         value = read_score(share)
-        if str(score).isdecimal() and int(score) <= 100 and value is not None and 0 <= value <= 1:
-            kept[str(int(score))] = value
+        if str(score).isdecimal() and int(score) <= 100 and value is not None and 0 <= value <= 1.001:  # rounding
+            name = str(int(score))  # `0` and `00` are the same number
+            kept[name] = kept.get(name, 0.0) + value
     return json.dumps(kept) if kept else None
 
 
 def judges(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """Who judged, as the files say it, one entry for each; none for scores of which no file says it."""
-    return [json.loads(text) for text in table["judge"].unique(maintain_order=True) if text != UNNAMED]
+    """Who judged, as the files say it, an entry for each judge and settings; none where no file says it.
+
+    Questions may bring judge prompts of their own: `prompts` then has several hashes for a score.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in table["judge"].unique(maintain_order=True):
+        if text == UNNAMED:
+            continue
+        one = json.loads(text)
+        key = json.dumps([one.get("id"), one.get("settings")], sort_keys=True)
+        kept = found.setdefault(key, {**one, "prompts": {}, "reading": ""})
+        for name, value in (one.get("prompts") or {}).items():
+            known = kept["prompts"].setdefault(name, [])
+            known += [value] if value not in known else []
+        kinds = {*kept["reading"].split("+"), *str(one.get("reading") or "").split("+")} - {""}
+        kept["reading"] = "+".join(sorted(kinds))
+    return [{k: v for k, v in one.items() if v or k == "id"} for one in found.values()]
 
 
 def unlabelled(rows: Sequence[dict[str, Any]]) -> int:

@@ -48,12 +48,8 @@ def sample_answers(
     answer the same questions meet the same luck.
     """
     variant = adapter.name if adapter else "base"
+    spec = run_spec(loaded, adapter, questions, samples, sampling, seed)
     tasks = [(question, n) for question in questions for n in range(samples or question.samples or 1)]
-    spec = {
-        "variant": variant, "adapter": adapter.hash if adapter else None, "weights": loaded.weights_hash,
-        "questions": [[q.key, q.system, q.asked] for q in questions], "samples": samples, "seed": seed,
-        "temperature": sampling.temperature, "top_p": sampling.top_p, "max_new_tokens": sampling.max_new_tokens,
-    }  # fmt: skip
     partial, note = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.spec.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != spec:
@@ -82,6 +78,19 @@ def sample_answers(
     os.replace(partial, out)
     note.unlink()
     return len(rows) - len(said)
+
+
+def run_spec(
+    loaded: LoadedModel, adapter: Adapter | None, questions: Sequence[Question], samples: int | None,
+    sampling: Sampling, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that the answers of a run depend on, as JSON."""
+    return {
+        "variant": adapter.name if adapter else "base", "adapter": adapter.hash if adapter else None,
+        "weights": loaded.weights_hash, "questions": [[q.key, q.system, q.asked] for q in questions],
+        "samples": [samples or q.samples or 1 for q in questions], "seed": seed,
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "max_new_tokens": sampling.max_new_tokens,
+    }  # fmt: skip
 
 
 def questions_for(name: str, conversations: Callable[[], Sequence[Conversation]]) -> tuple[Question, ...]:

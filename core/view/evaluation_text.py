@@ -45,7 +45,8 @@ def agreement_text(found: dict[str, Any]) -> str:
 
 def judge_text(judge: dict[str, Any]) -> str:
     """Who judged, and with what prompts."""
-    prompts = ", ".join(f"{name} {value[:8]}" for name, value in judge.get("prompts", {}).items())
+    hashes = judge.get("prompts", {})
+    prompts = ", ".join(f"{name} {'/'.join(v[:8] for v in values)}" for name, values in hashes.items())
     kind = f", {judge['reading']}" if judge.get("reading") else ""
     return f"{judge['id']}{kind}{f'; prompts {prompts}' if prompts else ''}"
 
