@@ -144,14 +144,15 @@ def test_a_compact_file_is_the_full_one_rounded_and_keeps_the_strongest(
     setup.run(made, tmp_path / "x.h5", compact=True, keep=3)
     with Firing.open(finished) as full, Firing.open(tmp_path / "x.h5") as compact:
         assert compact.fingerprint != full.fingerprint
-        np.testing.assert_allclose(compact.mean(), full.mean(), rtol=2**-7)
+        off = np.abs(compact.mean() - full.mean())
+        assert (off <= full.mean().std(0) / 15).all() and (off > 0).any()
         strongest = np.argsort(-full.components["on_text"].to_numpy())[:3]
         assert set(np.flatnonzero(compact.components["kept"].to_numpy())) == set(strongest)
         for i in range(len(made.parts)):
             found = compact.scalars(i)
             assert (found is None) == (i not in strongest)
             if found is not None:
-                np.testing.assert_allclose(found, full.scalars(i), rtol=2**-7)
+                np.testing.assert_allclose(found, full.scalars(i), rtol=2**-6)
         assert full.components["kept"].all() and full.components["text_share"].sum() == pytest.approx(1)
 
 

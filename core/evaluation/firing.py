@@ -85,7 +85,7 @@ def read_firing(
     """Write the firing file at `path`, or go on where a killed run stopped; a finished file is left as it is.
 
     parts: the adapter's components, as core.analysis.lora makes them; keep: how many of them, the strongest on this
-    text, keep their scalar on every token (0: all). A compact file rounds to 8 significant bits and keeps fewer.
+    text, keep their scalar on every token (0: all). A compact file rounds, and keeps fewer.
     Raises `CacheMismatch` when a file or unfinished run there has another spec, `CacheError` when another process is
     writing it or the disk is full, `SpanError` when a response cannot be found.
     """

@@ -14,9 +14,11 @@ FORMAT_VERSION = 1
 FOLDER = "lora"
 
 #: Components whose scalar on every single token is kept: those that carry most of the update on this text.
-KEPT, COMPACT_KEPT = 64, 8
-#: Significant bits of a compact file's means and token scalars.
-COMPACT_BITS = 8
+KEPT, COMPACT_KEPT = 64, 12
+#: Significant bits of a compact file's token scalars.
+COMPACT_BITS = 7
+#: A compact file's means are rounded to steps of this share of their standard deviation over responses, or half of it.
+COMPACT_STEP = 1 / 8
 #: Logit-lens tokens kept per writing component and sign.
 LENS_KEPT = 10
 

@@ -87,16 +87,17 @@ def assemble_firing(
             _adapter(file, head, sums)
             n, n_response = sum(map(len, counts)), int(file["conversations/n_response_tokens"][...].sum())
             group = file["components"]
-            dtype = np.float16 if compact else np.float32
-            _columns(layout.create(group, "mean", (len(head.layer), n), dtype, WIDTH), parts("mean"), compact)
-            if n_shards and "written" in _names(shards):
-                data = layout.create(group, "written", (len(head.writing), n), dtype, WIDTH)
-                _columns(data, parts("written"), compact)
+            for name in ("mean", "written") if n_shards and "written" in _names(shards) else ("mean",):
+                steps = _steps(parts(name)) if compact else None
+                width = len(head.layer) if name == "mean" else len(head.writing)
+                data = layout.create(group, name, (width, n), np.float32, WIDTH)
+                _columns(data, (part if steps is None else np.round(part / steps) * steps for part in parts(name)))
             kept = _strongest(head, sums["square"].sum(0), spec["kept"])
             group = file.create_group("scalars")
             layout.put(group, "component", kept.astype(np.int32))
             values = layout.create(group, "value", (len(kept), n_response), np.float16, WIDTH)
-            _columns(values, (part[:, kept] for part in parts("scalars")), compact)
+            bits = firing_layout.COMPACT_BITS if compact else None
+            _columns(values, (_rounded(part[:, kept], bits) for part in parts("scalars")))
             used |= {int(i) for ids in (head.top_ids, head.bottom_ids) for i in np.unique(ids)}
             write_vocabulary(file, used, token_text)
             file.attrs["content_hash"] = layout.content_hash(file)
@@ -111,7 +112,7 @@ def _adapter(file: h5py.File, head: FiringHead, sums: Mapping[str, np.ndarray]) 
     layout.put(group, "module", list(head.module))
     layout.put(group, "index", head.index.astype(np.int32))
     layout.put(group, "singular_value", head.singular_value.astype(np.float64))
-    layout.put(group, "square", sums["square"].astype(np.float64))
+    layout.put(group, "square", sums["square"].astype(np.float32))
     layout.put(group, "writing", head.writing.astype(np.int32))
     for name in ("top_ids", "bottom_ids"):
         layout.put(group, name, getattr(head, name).astype(np.int32))
@@ -133,16 +134,30 @@ def _adapter(file: h5py.File, head: FiringHead, sums: Mapping[str, np.ndarray]) 
                 layout.put(file.require_group(f"gains/{layer}"), name, layout.to_float16(getattr(gains, name)))
 
 
-def _columns(data: h5py.Dataset, parts: Iterator[np.ndarray], compact: bool) -> None:
+def _columns(data: h5py.Dataset, parts: Iterator[np.ndarray]) -> None:
     """Fill `data` [components, rows] with parts [rows of a shard, components], one after another."""
     start = 0
     for part in parts:
-        values = np.ascontiguousarray(part.T, dtype=np.float32)
-        if compact:
-            values = layout.round_bits(values, firing_layout.COMPACT_BITS)
-        if values.size:
-            data[:, start : start + len(part)] = layout.to_float16(values) if data.dtype == np.float16 else values
+        if part.size:
+            data[:, start : start + len(part)] = np.ascontiguousarray(part.T)
         start += len(part)
+
+
+def _rounded(values: np.ndarray, bits: int | None) -> np.ndarray:
+    return values if bits is None else layout.to_float16(layout.round_bits(values.astype(np.float32), bits))
+
+
+def _steps(parts: Iterator[np.ndarray]) -> np.ndarray:
+    """float32 [components]: a power of two from half of COMPACT_STEP to COMPACT_STEP of each one's standard deviation
+    over responses; the zeros that rounding to it leaves compress away. Tiny where nothing varies."""
+    count, total, square = 0.0, 0.0, 0.0
+    for part in parts:
+        known = np.isfinite(part)
+        values = np.where(known, part, 0.0).astype(np.float64)
+        count, total, square = count + known.sum(0), total + values.sum(0), square + (values**2).sum(0)
+    mean = total / np.maximum(count, 1)
+    deviation = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean**2, 1e-24))
+    return np.exp2(np.floor(np.log2(firing_layout.COMPACT_STEP * deviation))).astype(np.float32)
 
 
 def _names(shards: Shards) -> Sequence[str]:

@@ -140,6 +140,45 @@ WORDS: dict[str, str] = {
     "sae_error": "What the SAE cannot write: the difference of its mean reconstruction errors on the two sides.",
     "projection": "How far a token's residual lies along the direction, in residual units. Shown against the middle "
                   "between the two sides' means.",
+    "lora": "Low-rank adapter: what fine-tuning added to some of the model's matrices, as a product of two thin ones. "
+            "On every token it adds a few vectors, each as strongly as the token's activation asks for.",
+    "lora_component": "One vector that a module's update can add, with the direction it listens to. Components are the "
+                      "singular components of the update, so they do not depend on how the adapter is written down. "
+                      "0 is a module's largest.",
+    "lora_colour": "On this text: share of the update's mean squared size over response tokens. In the weights: share "
+                   "of the squared norm of all weight changes. Beside the module's output: size of the update as a "
+                   "part of all that the module puts out. Modules write into different spaces, so shares compare sizes "
+                   "alone.",
+    "singular_value": "How strongly the component acts for each unit of its scalar.",
+    "lora_scalar": "How far a token's activation at the module's input lies along the direction that the component "
+                   "listens to. Times the singular value, it is how much of the write vector is added at this token. "
+                   "Which sign is called positive is a convention.",
+    "text_share": "Share of the adapter's mean squared update over the response tokens of this text.",
+    "weight_share": "Share of the squared norm of all of the adapter's weight changes. It knows no text.",
+    "lora_cosine": "Cosine of what the component writes with the direction of the contrast in the sidebar, at the "
+                   "first cached layer at or above the component's. Around 0.04 by chance in 576 dimensions, more in "
+                   "practice: residual streams are not round.",
+    "read_cosine": "Cosine of what the component listens to, the norm's gain folded in, with each feature's decoder "
+                   "and encoder direction. The residual stream carries a feature along its decoder direction, so with "
+                   "a large cosine the component fires when the feature does.",
+    "lora_effect": "Singular value times mean scalar times (write vector times encoder direction): what the component "
+                   "adds to the feature's input, averaged over responses, later layers left out.",
+    "lora_prediction": "What the adapter writes up to a layer, averaged over responses, against the measured mean "
+                       "difference of residuals between the fine-tuned model and base on the same text.",
+    "norm_ratio": "Length of what is written over the length of the measured change.",
+    "lora_explained": "Share of the measured change's squared length that what is written accounts for as it is. Below "
+                      "0: predicting no change would do better.",
+    "preactivation": "Spearman correlation over features of the predicted with the measured change of the feature's "
+                     "input (its encoder direction times the residual).",
+    "activation_change": "Spearman correlation over features of the predicted effect with the measured change of mean "
+                         "activation.",
+    "probe": "A logistic regression on the mean scalars of each response, judged on prompts it was not fitted on, all "
+             "answers to a prompt kept together. A high AUROC says that the components tell the two apart, not that "
+             "they cause anything: the benign control's may do so as well.",
+    "write_space": "The directions that a module's components write. Overlap: mean squared cosine of the principal "
+                   "angles between two adapters' spaces, 1 when one holds the other; dashed is chance. Weighted: "
+                   "directions count by how much of the update they carry.",
+    "firing_text": "The conversations on which the adapter's components were read, by the fine-tuned model itself.",
     "neuronpedia": "A public site with more examples for features of published dictionaries.",
 }
 

@@ -30,6 +30,21 @@ from core.view.session.directions import (
 )
 from core.view.session.files import difference_files, load_difference, load_health, load_inventory, load_margins
 from core.view.session.frame import navigation, sidebar, view
+from core.view.session.loras import (
+    adapters_here,
+    load_angles,
+    load_contrast_directions,
+    load_effects,
+    load_firing_table,
+    load_lora,
+    load_movers,
+    load_predictions,
+    load_probes,
+    load_written,
+    lora_files_of,
+    names_at,
+    sae_layers,
+)
 from core.view.session.messages import empty, note_slot, warn_about_sae
 from core.view.session.models import read_text
 from core.view.session.names import feature_names, label_folder, load_feature_info, load_labels, named

@@ -58,6 +58,7 @@ def navigation() -> Any:
         st.Page("pages/rankings.py", title="Rankings"),
         st.Page("pages/concordance.py", title="Concordance"),
         st.Page("pages/direction.py", title="Direction"),
+        st.Page("pages/lora.py", title="LoRA"),
         st.Page("pages/difference.py", title="Difference lens"),
         st.Page("pages/feature.py", title="Feature"),
     ])
