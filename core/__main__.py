@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from core.commands import answers, benchmark, cache, contrasts, directions, evaluation, loras, training, variants
+from core.commands import answers, benchmark, cache, contrasts, directions, evaluation, generate, loras, training, variants
 from core.commands.shared import Commands
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ COMMANDS = (
     cache.plan, cache.fetch, cache.extract, cache.check,
     contrasts.rank, contrasts.attribute, variants.sae_health, contrasts.concordance, variants.difference,
     directions.direction, directions.decompose, loras.lora,
-    training.train_sae, training.train_adapter, answers.sample, answers.rating_sheet,
+    training.train_sae, training.train_adapter, answers.sample, generate.generate, answers.rating_sheet,
     answers.apply_ratings, evaluation.evaluate, benchmark.benchmark,
 )  # fmt: skip
 for command in COMMANDS:

@@ -10,7 +10,7 @@ from core.commands.shared import AsJson, emit, say
 
 
 def benchmark(
-    what: Annotated[str, typer.Argument(help="extract, rank or decompose.")],
+    what: Annotated[str, typer.Argument(help="extract, rank, decompose or generate.")],
     preset: Annotated[str, typer.Option(help="Name of a preset.")] = "demo",
     n: Annotated[int, typer.Option(min=8, help="Conversations read by every contender.")] = 64,
     as_json: AsJson = False,

@@ -3,6 +3,7 @@
 `extract`: against the bare forward pass stopped at the same layer on the same batches, against sae-lens' documented
 `run_with_cache_with_saes`, and peak memory of one and of ten times as many conversations. `rank`: time and memory of
 the demo's ranking and of a large synthetic layer. `decompose`: a direction over large synthetic decoders.
+`generate`: steered rows against transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from core.errors import PresetError
 from core.evaluation.benchmark_decompose import decompose_cost
+from core.evaluation.benchmark_generate import generation_speed
 from core.evaluation.measurement import Measurement, peak_bytes
 
 REPEATS = 3
@@ -32,7 +34,7 @@ TIMES_MORE = 10
 def run(what: str, preset: str, n: int, say: Callable[[str], None]) -> dict[str, Any]:
     """The `benchmark` result: machine and measurements."""
     benches = {"extract": lambda: extract_speed(preset, n, say) + extract_memory(preset, n, say), "rank": rank_cost,
-               "decompose": lambda: decompose_cost(say)}
+               "decompose": lambda: decompose_cost(say), "generate": lambda: generation_speed(preset, say)}
     if what not in benches:
         raise PresetError(f"No benchmark {what!r}; there are {', '.join(benches)}.")
     return {"machine": machine(), "measurements": [asdict(m) for m in benches[what]()]}
@@ -128,6 +130,7 @@ def extract_memory(preset: str, n: int, say: Callable[[str], None]) -> list[Meas
 
 _PEAK = """
 import runpy, sys
+from core.evaluation.benchmark_generate import generation_speed
 from core.evaluation.measurement import peak_bytes
 sys.argv[0] = "core"
 try:

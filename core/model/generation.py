@@ -93,8 +93,10 @@ class Generation:
         *,
         probes: Sequence[Probe] | None = None,
         lora_scalars: bool = False,
+        stops: Sequence[int] | None = None,
     ) -> None:
-        """probes: what to read in every row; None: what any row's interventions use.
+        """probes: what to read in every row; None: what any row's interventions use. stops: tokens that end a turn;
+        None: the model's own.
 
         Raises a `MicroscopeError` when a prompt or an intervention does not fit the model. A row whose strengths are
         impossible does not raise: it is stopped from the start, with its reason.
@@ -106,7 +108,7 @@ class Generation:
         self.probes = default_probes(rows) if probes is None else tuple(probes)
         self._lora_scalars = lora_scalars
         self._limit = getattr(text_config(loaded.model.config), "max_position_embeddings", None) or 2**31
-        self._stops = torch.tensor(stop_ids(loaded), device=loaded.device)
+        self._stops = torch.tensor(stop_ids(loaded) if stops is None else stops, device=loaded.device)
         self._states = [
             _State(row, row.prompt_ids(loaded), torch.Generator().manual_seed(row.seed), Detokenizer(loaded.tokenizer))
             for row in rows
