@@ -8,7 +8,18 @@ from __future__ import annotations
 
 import typer
 
-from core.commands import answers, benchmark, cache, contrasts, directions, evaluation, generate, loras, training, variants
+from core.commands import (
+    answers,
+    benchmark,
+    cache,
+    contrasts,
+    directions,
+    evaluation,
+    generate,
+    loras,
+    training,
+    variants,
+)
 from core.commands.shared import Commands
 
 app = typer.Typer(
