@@ -12,6 +12,7 @@ from core.view import direction_charts, direction_parts, session, tokens
 from core.view import lora_charts as charts
 from core.view import lora_parts as parts
 from core.view.charts import PICK
+from core.view.difference_parts import random_cosine
 from core.view.guide import WORDS, markdown_safe
 
 #: Name, in the URL, of the chosen component, such as `19.down_proj.0`.
@@ -73,13 +74,7 @@ def what_it_reads() -> None:
                            "encoder_cosine": number("Encoder cosine", help=WORDS["read_cosine"], format="%+.2f"),
                        })
     st.caption(f"{parts.nearest_sentence(part, near)} A random direction would reach about "
-               f"{direction_cosine(book.d_sae, book.d_model):.2f}.")
-
-
-def direction_cosine(d_sae: int, d_model: int) -> float:
-    from core.view.difference_parts import random_cosine
-
-    return random_cosine(d_sae, d_model)
+               f"{random_cosine(book.d_sae, book.d_model):.2f}.")
 
 
 def on_text() -> None:
@@ -128,8 +123,7 @@ def effects() -> None:
     named = session.names_at(view, best, near).sort(pl.col("effect").abs(), descending=True)
     joined = direction_parts.joined(named, rankings)
     groups = [c for c in joined.columns if c.startswith("effect: ")]
-    columns = ["feature", "name", "effect", *groups]
-    columns += [c for n in rankings for c in (f"effect {n}", f"rank {n}")]
+    columns = ["feature", "name", "effect", *(c for n in rankings for c in (f"effect {n}", f"rank {n}")), *groups]
     number = st.column_config.NumberColumn
     config = {
         "feature": number("Feature", help=WORDS["feature"], format="%d"),
@@ -258,8 +252,8 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
 lora = session.load_lora(view, adapter, sets[chosen])
 firing = lora.firing
 st.markdown(parts.headline(lora))
-if firing.masked_share:
-    st.caption(f"{firing.masked_share:.2g} of the response tokens, layers together, are left out as attention sinks.",
+if firing.masked_share >= 1e-4:
+    st.caption(f"{firing.masked_share:.2%} of the response tokens, layers together, are left out as attention sinks.",
                help=WORDS["sink"])
 
 order = firing.components.with_row_index("at").sort("on_text", descending=True)

@@ -167,3 +167,15 @@ def test_files_of_another_adapter_set_or_text_are_refused(measured: Callable) ->
         predict(firing, made, "made", target, target, 2, book)
     with pytest.raises(CacheError, match="holds no firing on 'x'; it holds made"):
         predict(firing, made, "x", target, reference, 2, book)
+
+
+def test_rank_correlations_are_scipys() -> None:
+    from scipy.stats import spearmanr
+
+    from core.analysis.lora_effect import _spearmans
+
+    rng = np.random.default_rng(4)
+    a, b = rng.integers(-3, 4, (5, 40)).astype(float), rng.standard_normal((5, 40))
+    b[:, :10] = 0
+    np.testing.assert_allclose(_spearmans(a, b), [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)])
+    assert np.isnan(_spearmans(np.zeros((1, 4)), np.arange(4.0)[None]))[0]

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
+from scipy import sparse
 
 from core.analysis import resampling
 from core.analysis.lora import Component
 from core.analysis.lora_firing import Group, group_rows
 from core.analysis.lora_space import WriteSpace, write_space
-from core.analysis.statistics import spearman
+from core.analysis.statistics import column_ranks
 from core.dictionary import Dictionary
 from core.directions import cosine
 from core.errors import CacheError, CacheMismatch, NotEnoughData, SaeMismatch
@@ -191,7 +192,7 @@ def predict(
     W = dictionary.W_enc[:, chosen].astype(np.float64)
     difference = (acts[0] - acts[1])[:, chosen].toarray().astype(np.float64)
     effect, linear, moved = p @ W, d @ W, times @ difference
-    spearmans = [np.array([spearman(e, m) for e, m in zip(effect, other, strict=True)]) for other in (linear, moved)]
+    spearmans = [_spearmans(effect, other) for other in (linear, moved)]
     table = pl.DataFrame({
         "layer": np.full(len(chosen), layer, dtype=np.int64), "feature": chosen.astype(np.int64),
         "effect": effect[0], "preactivation": linear[0], "mean_diff": moved[0],
@@ -206,6 +207,20 @@ def component_cosines(made: Writes, vectors: Mapping[str, np.ndarray]) -> pl.Dat
     for name, vector in vectors.items():
         table[name] = np.array([cosine(w, np.asarray(vector)) for w in made.space.vectors], dtype=np.float64)
     return pl.DataFrame(table).fill_nan(None)
+
+
+def _spearmans(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 [n]: rank correlation of each row of a [n, m] with the same row of b; NaN where one does not vary."""
+    centred = []
+    for values in (a, b):
+        n, m = values.shape
+        stored = sparse.csc_array(
+            (values.ravel(), np.tile(np.arange(m), n), np.arange(0, n * m + 1, m)), shape=(m, n)
+        )  # every value stored, zeros too
+        ranks = column_ranks(stored).ranks.reshape(n, m)
+        centred.append(ranks - ranks.mean(axis=1, keepdims=True))
+    size = np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+    return np.divide((centred[0] * centred[1]).sum(1), size, out=np.full(len(a), np.nan), where=size > 0)
 
 
 def _interval(drawn: np.ndarray) -> Interval:

@@ -47,7 +47,7 @@ def adapter_map(rows: pl.DataFrame, by: str, layer: int, kind: str) -> alt.Layer
     ).add_params(pick)  # fmt: skip
     here = base.transform_filter((alt.datum.layer == layer) & (alt.datum.kind == kind)).mark_rect(
         fillOpacity=0, stroke=NEUTRAL, strokeWidth=2.5)
-    return finish(alt.layer(cells, here), 70 + 27 * len(kinds) + 40, "The adapter's update by layer and module")
+    return finish(alt.layer(cells, here), 125 + 27 * len(kinds), "The adapter's update by layer and module")
 
 
 def firing_strip(rows: pl.DataFrame, groups: Sequence[str]) -> alt.LayerChart:
