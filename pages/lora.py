@@ -330,10 +330,10 @@ if written is None:
                "component.")
 else:
     size = part.singular_value * parts.mean_written(firing, at)
-    if st.button("Steer with this component", icon=":material/tune:"):
-        session.carry([lora_features.as_direction(
-            part, firing.gains[part.key.layer], firing.model_id, size=size, adapter=adapter,
-            resid_norm=firing.mean_resid_norm(part.key.layer))])
+    carried = lora_features.as_direction(
+        part, firing.gains[part.key.layer], firing.model_id, size=size, adapter=adapter,
+        resid_norm=firing.mean_resid_norm(part.key.layer))
+    if st.button("Steer with this component", icon=":material/tune:", on_click=session.carry, args=([carried],)):
         st.toast("The component is on the Steering page.")
         if page := session.steering_page():
             st.switch_page(page)
