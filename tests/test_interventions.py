@@ -30,6 +30,7 @@ def test_strengths_are_mean_residual_norms_or_raw() -> None:
     assert np.allclose(AddDirection(D, 0.5).vector, [3.0, 4.0]) and AddDirection(D, 0.5).raw_strength == 1.0
     assert np.allclose(AddDirection(D, -2, raw=True).vector, [-6.0, -8.0])
     assert AddDirection(BARE, 2, raw=True).raw_strength == 2
+    assert AddDirection(0 * D, 0).raw_strength == 0 and math.isnan(AddDirection(0 * D, 1).raw_strength)
     with pytest.raises(DirectionError, match="give a raw strength"):
         AddDirection(BARE, 1.0)
 

@@ -79,8 +79,11 @@ class AddDirection:
 
     @property
     def raw_strength(self) -> float:
-        """How many times the stored vector is added."""
-        return self.strength if self.raw else self.strength * self.direction.resid_norm / self.direction.norm
+        """How many times the stored vector is added; NaN for a vector of zeros that is to be made longer."""
+        if self.raw or self.nothing:
+            return self.strength
+        norm = self.direction.norm
+        return self.strength * self.direction.resid_norm / norm if norm else math.nan
 
     @property
     def problem(self) -> str:
