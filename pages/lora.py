@@ -7,7 +7,7 @@ import streamlit as st
 
 from core.analysis import lora_features, lora_firing
 from core.analysis.lora_files import direction_for
-from core.analysis.lora_space import write_direction
+from core.analysis.lora_space import cosines_over_layers, write_direction
 from core.view import direction_charts, direction_parts, session, tokens
 from core.view import lora_charts as charts
 from core.view import lora_parts as parts
@@ -55,6 +55,20 @@ def what_it_writes() -> None:
             f" The {BARS} explain {explained['share'][0]:.0%} of its squared length, {BARS} random ones "
             f"{explained['random_share'][0]:.0%}.")
         st.caption(parts.nearest_sentence(part, near) + share)
+
+
+def over_layers() -> None:
+    """Cosines of the write directions of one module and index, layer by layer."""
+    rows = cosines_over_layers(lora.writes.space, part.key.kind, part.key.index)
+    names = rows["a"].unique(maintain_order=True).to_list()
+    if len(names) < 2:
+        return
+    off = rows.filter(pl.col("a") != pl.col("b"))["cosine"].abs()
+    with st.expander(f"Do other layers write the same? Mean |cosine| {off.mean():.2f}, largest {off.max():.2f}"):
+        st.markdown(f"Write directions of {part.key.kind}, component {part.key.index}, layer by layer.",
+                    help=WORDS["cosine"])
+        st.altair_chart(direction_charts.cosine_map(rows, names), width="stretch")
+        st.caption("Signs are a convention: -1 is the same line as 1.")
 
 
 def what_it_reads() -> None:
@@ -296,6 +310,7 @@ st.markdown(parts.what_it_touches(part) + ("" if direction is None else
             f" The cosine is with the direction of {markdown_safe(direction.name)} at layer {direction.layer}."))
 if part.writes_residual:
     what_it_writes()
+    over_layers()
 elif part.reads_residual:
     what_it_reads()
 

@@ -118,8 +118,8 @@ class Auroc:
 
 def component_auroc(firing: Firing, question: Question, component: int) -> Auroc:
     """Of one component's mean scalar."""
-    sides = [_Side(firing, group) for group in (question.target, question.reference)]
-    return auroc(*(s.means[:, component] for s in sides), *(s.prompts for s in sides))
+    sides = [_Side(firing, group, component) for group in (question.target, question.reference)]
+    return auroc(*(s.means[:, 0] for s in sides), *(s.prompts for s in sides))
 
 
 def auroc(
@@ -223,12 +223,13 @@ def _within_folds(
 class _Side:
     """Mean scalars of one group's responses; those without any counted token are left out."""
 
-    def __init__(self, firing: Firing, group: Group):
+    def __init__(self, firing: Firing, group: Group, component: int | None = None):
         rows = group_rows(firing, group)
-        means = firing.mean()[rows].astype(np.float64)
+        means = firing.mean(component)[rows].astype(np.float64)
+        means = means if component is None else means[:, None]
         whole = np.isfinite(means).all(axis=1)
         self.means = means[whole]
-        """float64 [n, c]"""
+        """float64 [n, c], or [n, 1] of one component"""
         self.prompts = firing.conversations["prompt_id"].gather(rows.tolist()).to_numpy().astype(str)[whole]
         """str [n]"""
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from core.analysis.lora import module_table
+from core.analysis.lora import WRITERS, module_table
 from core.analysis.lora_features import nearest_layer, read_features, write_features
 from core.analysis.lora_files import ContrastPrediction, Dictionaries, OpenLora, direction_for
 from core.analysis.lora_firing import firing_table, probe_table, questions
-from core.analysis.lora_space import write_direction
+from core.analysis.lora_space import cosines_over_layers, write_direction
 from core.directions import Direction
 from core.errors import NotEnoughData
 
@@ -54,6 +54,11 @@ def lora_summary(
         "direction": contrast,
         "modules": _modules(lora),
         "components": [_component(lora, i, dictionaries, sae_layers, directions, tests) for i in chosen],
+        "write_cosines": [
+            {"kind": kind, "index": 0, **row}
+            for kind in WRITERS for row in _plain_rows(cosines_over_layers(lora.writes.space, kind))
+            if int(row["a"]) < int(row["b"])
+        ],
         "firing": [
             {"question": name, "n_components": found.height, "n_passing": found.filter(pl.col("q_value") < 0.05).height,
              "n_prompts": found["n_prompts"][0]} for name, found in tests.items()

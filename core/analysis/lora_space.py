@@ -81,6 +81,20 @@ def cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     return a @ b.T
 
 
+def cosines_over_layers(space: WriteSpace, kind: str, index: int = 0) -> pl.DataFrame:
+    """a, b, cosine for every ordered pair of layers' components of one module kind and index, in layer order.
+
+    Signs are a convention, so -1 says as much as 1: the same line.
+    """
+    rows = [i for i, c in enumerate(space.parts) if (c.key.kind, c.key.index) == (kind, index)]
+    found = cosines(space.vectors[rows], space.vectors[rows]) if rows else np.zeros((0, 0))
+    names = [str(space.parts[i].key.layer) for i in rows]
+    return pl.DataFrame(
+        [{"a": a, "b": b, "cosine": float(found[i, j])} for i, a in enumerate(names) for j, b in enumerate(names)],
+        schema={"a": pl.String, "b": pl.String, "cosine": pl.Float64},
+    ).with_columns(pl.col("cosine").fill_nan(None))
+
+
 @dataclass(frozen=True)
 class SpaceAngles:
     """How near the write spaces of two adapters at one layer and module are."""
