@@ -67,14 +67,24 @@ def conversations_path(experiment: Experiment, name: str) -> Path:
         raise PresetError(
             f"Preset {experiment.name!r} has no conversations {name!r}; {_did_you_mean(name, known, 'it has')}."
         )
-    written = Path(spec.path).expanduser()
+    return _place(experiment, spec.path, f"conversations {name!r}")
+
+
+def answer_files(experiment: Experiment) -> list[Path]:
+    """The files of judged answers that the preset names. Raises `PresetError` for one that is not there."""
+    return [_place(experiment, written, "answers") for written in experiment.answers]
+
+
+def _place(experiment: Experiment, path: str, what: str) -> Path:
+    """Where a file that the preset names lies: an absolute path, else the preset's folder, else core/data."""
+    written = Path(path).expanduser()
     folder = Path(experiment.extra["file"]).parent if "file" in experiment.extra else PRESETS
     places = [written] if written.is_absolute() else [folder / written, DATA / written]
     for place in places:
         if place.is_file():
             return place
     raise PresetError(
-        f"Preset {experiment.name!r}, conversations {name!r}: no file {' or '.join(str(p) for p in places)}; "
+        f"Preset {experiment.name!r}, {what}: no file {' or '.join(str(p) for p in places)}; "
         "give a path relative to the preset or an absolute one."
     )
 

@@ -168,6 +168,8 @@ class Experiment:
     """Compact cache files keep the mean over each response alone and rounded residuals, at about half the size."""
     lora_sets: tuple[str, ...] = ()
     """Conversation sets on which the components of a LoRA are read, as one; see `lora_sets_of` when empty."""
+    answers: tuple[str, ...] = ()
+    """Files of judged answers that the Evaluation page opens on; found as conversation files are."""
     note: str = ""
     default_layer: int | None = None
     extra: dict[str, str] = field(default_factory=dict)

@@ -60,6 +60,11 @@ def read_a_text() -> None:
     st.subheader("Read a text along it", anchor=False, help=WORDS["projection"])
     examples = {f"{cache.conversations['id'][int(row)]} ({name})": (cache, int(row))
                 for name, cache, rows in session.example_rows(sides) for row in rows}
+    opened = session.opened_response(view)
+    if opened is not None and st.session_state.get("direction opened") != opened.id:  # by a link, once
+        st.session_state.update({"direction opened": opened.id, "direction text": "Your own",
+                                 "direction question Your own": opened.question,
+                                 "direction answer Your own": opened.response[:6000]})
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         chosen = st.selectbox("Text", [*examples, "Your own"], key="direction text")
         readers = list(view.experiment.variants)

@@ -102,6 +102,15 @@ draw = charts.distribution if drawing == "dots" else charts.cumulative
 st.markdown(describe.zeros(values, sides.names))
 st.altair_chart(draw(values, order=sides.names), width="stretch")
 
+opened = session.opened_response(view)
+if opened is not None:
+    st.subheader("The response that was opened", anchor=False)
+    st.markdown(describe.one_response(values, opened.id))
+    with st.container(border=True):
+        for caption, text in (("Question", opened.question), (f"Response of {opened.variant}", opened.response)):
+            st.caption(markdown_safe(caption))
+            st.text(text)
+
 st.subheader("Strongest contexts", anchor=False, help=WORDS["contexts"])
 windows = session.load_contexts(view, sides, feature)
 scale = max((w.value for side in windows for w in side), default=0.0)

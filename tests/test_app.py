@@ -337,7 +337,7 @@ def test_nothing_on_the_app_s_path_imports_torch_or_sae_lens() -> None:
     code = (
         "import sys\n"
         "from streamlit.testing.v1 import AppTest\n"
-        "for page in (None, 'pages/rankings.py', 'pages/feature.py'):\n"
+        "for page in (None, 'pages/rankings.py', 'pages/feature.py', 'pages/evaluation.py'):\n"
         "    app = AppTest.from_file('streamlit_app.py', default_timeout=300)\n"
         "    app = (app.switch_page(page) if page else app).run()\n"
         "    assert not app.exception, app.exception[0].message\n"

@@ -27,7 +27,7 @@ FLOORS = {
     "core.store": 3,
     "core.training": 3,
     "core.analysis": 4,
-    "core.evaluation": 5,
+    "core.evaluation": 4.5,
     "core.view": 5,
     "core.commands": 6,
     "core.__main__": 6.5,
@@ -47,6 +47,8 @@ KEEPERS = {
 #: What `--help` and the app on a finished cache import; none of it may load what computes a cache.
 LIGHT = ("core.specs", "core.conversations", "core.questions", "core.experiment", "core.analysis", "core.view",
          "core.store.layout", "core.store.places", "core.store.reader", "core.store.plan", "core.commands",
+         "core.evaluation.rates", "core.evaluation.responses", "core.evaluation.report", "core.evaluation.agreement",
+         "core.evaluation.reading_sheet", "core.evaluation.judge_api", "core.evaluation.judging",
          "core.__main__")  # fmt: skip
 HEAVY = ("torch", "transformers", "sae_lens", "peft")
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from scipy import stats
-from sklearn.metrics import cohen_kappa_score
 
 from core.conversations import SCORES
 from core.errors import NotEnoughData
@@ -94,4 +93,8 @@ def _correlation(pairs: np.ndarray) -> float | None:
 
 
 def _kappa(a: list, b: list) -> float | None:
-    return float(cohen_kappa_score(a, b)) if len({*a, *b}) > 1 else None
+    if len({*a, *b}) < 2:
+        return None
+    from sklearn.metrics import cohen_kappa_score  # takes a second, which the app has not to wait for
+
+    return float(cohen_kappa_score(a, b))

@@ -135,3 +135,16 @@ def zeros(values: pl.DataFrame, names: tuple[str, str]) -> str:
             parts.append(f"{markdown_safe(name)}: {np.mean(acts == 0):.0%} of {len(acts):,} responses at exactly 0, "
                          f"median {np.median(acts):.3g}")
     return "; ".join(parts).capitalize() + "."
+
+
+def one_response(values: pl.DataFrame, response: str) -> str:
+    """Where one response stands among all: its activation, and how many others have a smaller one."""
+    row = values.filter(pl.col("id") == response)
+    if not row.height:
+        return "This contrast does not read it, so the feature's activation on it is not known."
+    act = row["activation"][0]
+    others = values.filter(pl.col("id") != response)["activation"]
+    below = float((others < act).mean() or 0.0) if len(others) else 0.0
+    silent = " (silent)" if act == 0 else ""
+    return (f"Activation {act:.3g}{silent}, on the **{markdown_safe(row['side'][0])}** side; larger than on "
+            f"{below:.0%} of the other {len(others):,} responses.")

@@ -2,7 +2,7 @@
 # ruff: noqa: F401
 
 from core.view.session.caches import is_cached, need_features, open_contrasts, open_sides
-from core.view.session.choices import choose, keep, several, text, toggle
+from core.view.session.choices import choose, keep, several, slide, text, toggle
 from core.view.session.contrasts import (
     PERMUTATIONS,
     QUICK,
@@ -48,4 +48,18 @@ from core.view.session.loras import (
 from core.view.session.messages import empty, note_slot, warn_about_sae
 from core.view.session.models import read_text
 from core.view.session.names import feature_names, label_folder, load_feature_info, load_labels, named
+from core.view.session.rating import rating_tab
+from core.view.session.responses import (
+    UPLOAD_MB,
+    choose_response,
+    load_judged,
+    load_sources,
+    opened_response,
+    picked_response,
+    picked_response_row,
+    read_by,
+    remember_opened,
+    take_upload,
+    uploads,
+)
 from core.view.session.selection import picked, picked_row, remember_feature, select, selected

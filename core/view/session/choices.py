@@ -75,6 +75,14 @@ def text(label: str, name: str, **more: Any) -> str:
     return value
 
 
+def slide(label: str, name: str, low: int, high: int, default: int, **more: Any) -> int:
+    """A whole number on a slider, in the URL unless it is the default."""
+    recall(name, default, int, lambda value: isinstance(value, int) and low <= value <= high)
+    value = st.slider(label, low, high, key=name, **more)
+    keep(name, value, default)
+    return value
+
+
 def several(label: str, name: str, options: Sequence[str], default: list[str], limit: int, **more: Any) -> list[str]:
     """At most `limit` of `options` through a multiselect, in the URL separated by commas."""
     recall(name, default, lambda raw: [part for part in raw.split(",") if part],
