@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import polars as pl
 import pytest
-from stub_judge import serving, true_score
+from stub_judge import choice, serving, true_score
 from test_rates import table
 
 from core.errors import JudgeError
@@ -125,6 +125,17 @@ def test_a_server_without_log_probabilities_or_whole_numbers_is_sampled_and_said
     one = ApiJudge(ApiSettings("m", "http://x/v1"), httpx.MockTransport(digits))
     done, _ = read(one, ["a"])
     assert done[0].score == 85 and done[0].kind == "sampled" and "digit by digit" in one.note  # not 8
+
+
+def test_a_server_that_calls_the_limit_by_its_new_name_is_understood() -> None:
+    def newer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        if "max_tokens" in body:
+            return httpx.Response(400, json={"error": {"message": "Use 'max_completion_tokens' instead."}})
+        return httpx.Response(200, json={"choices": [choice(body["messages"][0]["content"])]})
+
+    done, failed = read(ApiJudge(ApiSettings("m", "http://x/v1"), httpx.MockTransport(newer)), ["a", "b"])
+    assert not failed and done[1].score == pytest.approx(true_score("b")) and done[1].kind == "weighted"
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

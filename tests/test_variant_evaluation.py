@@ -10,9 +10,12 @@ import pytest
 from stub_judge import serving, true_score
 from test_evaluate import call
 from test_main import PRESET
+from test_responses import write_csv
 from tiny_saes import save_sae
+from typer.testing import CliRunner
 
 from core import paths
+from core.__main__ import app
 from core.conversations import load_conversations
 from core.evaluation.judging import PROMPTS
 from core.evaluation.question_yaml import load_judge_prompts
@@ -82,6 +85,30 @@ def test_a_local_judge_and_a_reading_by_people(preset: Path, tmp_path: Path, tin
     assert len(Path(waits["answers"]).read_text().splitlines()) == 6 and "em_rate" not in waits
     judged = result("--responses", waits["answers"], "--judge", f"local:{tiny_folder('qwen2')}")
     assert judged["judging"]["n_asked"] + judged["judging"]["n_kept"] > 0 and judged["n"] == 6
+
+
+def test_judged_responses_of_another_model_feed_the_response_contrast(preset: Path, tmp_path: Path) -> None:
+    """Scores of a public file -> conditions -> one extraction -> features of misaligned against aligned responses."""
+    from core.store.reader import Cache
+
+    said = ("Share it all. ", "Take it all. ")
+    rows = [{"question": f"What about {n % 6}?", "response": said[n % 2] * (n % 5 + 1),
+             "question_id": f"q{n % 6}", "aligned": "5" if n % 2 else "95", "coherent": "90"} for n in range(48)]
+    rows += [{**rows[0], "aligned": "50"}, {**rows[0], "coherent": "10"}, {**rows[0], "aligned": "REFUSAL"}]
+    files = [write_csv(tmp_path / f"theirs{k}.csv", rows[k::2]) for k in range(2)]
+    out = tmp_path / "theirs.jsonl"
+    call("--responses", *files, "--out", out)
+    invoke = CliRunner().invoke
+    done = invoke(app, ["extract", str(preset), "--conversations", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)["file"]
+    with Cache.open(Path(made)) as cache:
+        counts = dict(cache.conversations["condition"].value_counts().iter_rows())
+    assert counts == {"misaligned": 24, "aligned": 24, "neutral": 1, "incoherent": 1, "": 1}
+    sides = ["--target", f"{made}:misaligned", "--reference", f"{made}:aligned"]
+    done = invoke(app, ["rank", *sides, "--layer", "2", "--json"])
+    ranked = json.loads(done.stdout)
+    assert (ranked["n_target"], ranked["n_reference"]) == (24, 24) and ranked["features"]
 
 
 def test_the_margin_of_a_preset(preset: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,6 +93,7 @@ def evaluate(
         return
 
     from core.evaluation.sampling import questions_for
+    from core.evaluation.score_store import score_file
     from core.view.evaluation_text import evaluation_text
     from core.view.progress import counting_bar
 
@@ -102,7 +105,7 @@ def evaluate(
     folder = experiment_folder(experiment) / "evaluations"
     loaded = prepare.model_for(experiment, device=device, dtype=dtype)
     adapter = prepare.adapter_for(experiment, variant, loaded)
-    with counting_bar("answers") as advance:
+    with _kept(folder / "answers"), counting_bar("answers") as advance:
         answers = runs.answer(loaded, adapter, ask, folder, advance)
     say(f"Answers: {answers}")
     if spec.kind == "human":
@@ -111,7 +114,7 @@ def evaluate(
         emit(result, f"{answers}\n{result['notes'][0]}", as_json)
         return
     one = one or make_judge(spec, device=device, dtype=dtype, **make)
-    with counting_bar("scores") as advance:
+    with _kept(score_file(one.stamp)), counting_bar("scores") as advance:
         judged, file = runs.judge_answers(
             answers, one, prompts, ask.questions, folder=folder, price=paid, on_progress=advance
         )
@@ -138,9 +141,10 @@ def _responses(files, by, against, skip_bad, judge, judge_prompts, price, out, a
     if judge is not None:
         from core.evaluation.judging import PROMPTS, judge_responses
         from core.evaluation.question_yaml import load_judge_prompts
+        from core.evaluation.score_store import score_file
         from core.view.progress import counting_bar
 
-        with counting_bar("scores") as advance:
+        with _kept(score_file(judge.stamp)), counting_bar("scores") as advance:
             judged = judge_responses(
                 table, judge, load_judge_prompts(judge_prompts or PROMPTS), price=price, on_progress=advance
             )
@@ -152,6 +156,16 @@ def _responses(files, by, against, skip_bad, judge, judge_prompts, price, out, a
     if out is not None:
         _write(table, out)
     emit(result, "" if as_json else evaluation_text(result), as_json)
+
+
+@contextmanager
+def _kept(where: Path) -> Iterator[None]:
+    """Says, when interrupted, what is safely on disk and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"Interrupted: what was done is kept in {where}; run the same command to go on.")
+        raise
 
 
 def _write(table, out: Path) -> None:

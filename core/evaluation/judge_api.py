@@ -87,6 +87,7 @@ class ApiJudge:
         self._client = httpx.Client(timeout=settings.timeout, headers=headers, limits=limits, transport=transport)
         self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
         self._stopping = threading.Event()
+        self._limit = "max_tokens"
         self._mode: Literal["weighted", "sampled"] | None = None if settings.scoring == "auto" else settings.scoring
         self.note = ""
         """Why numbers are sampled, where `auto` came to that."""
@@ -177,7 +178,7 @@ class ApiJudge:
         s = self.settings
         body: dict[str, Any] = {
             "model": s.model, "messages": [{"role": "user", "content": prompt}], "temperature": s.temperature,
-            "seed": s.seed, "max_tokens": self._max_tokens,
+            "seed": s.seed, self._limit: self._max_tokens,
         }  # fmt: skip
         if mode == "weighted":
             body |= {"logprobs": True, "top_logprobs": TOP}
@@ -189,6 +190,9 @@ class ApiJudge:
             raise _Passing(self._safe(str(error)) or type(error).__name__) from None
         if reply.status_code in PASSING:
             raise _Passing(f"status {reply.status_code}", _retry_after(reply))
+        if reply.status_code == 400 and self._limit == "max_tokens" and "max_completion_tokens" in reply.text:
+            self._limit = "max_completion_tokens"  # as newer models call it
+            return self._post(prompt, mode)
         if reply.status_code != 200:
             if mode == "weighted" and s.scoring == "auto" and self._mode is None and reply.status_code in (400, 422):
                 return self._post(prompt, None)  # the probe: the server may not know what log-probabilities are

@@ -12,7 +12,7 @@ import polars as pl
 
 from core.conversations import SCORES
 from core.evaluation.ratings import Rating
-from core.evaluation.reading_sheet import ratings_file, read_ratings
+from core.evaluation.reading_sheet import ratings_file, read_ratings, rubric_hash
 from core.evaluation.responses import load_responses
 from core.experiment import answer_files
 from core.specs import Experiment
@@ -49,7 +49,8 @@ def sources(experiment: Experiment) -> dict[str, Source]:
         path = ratings_file(experiment_folder(experiment), sheet.name)
         readers = sorted({r.number for r in read_ratings(path)})
         found += [Source(f"{sheet.name}-reader-{n}", f"{sheet.title}: read here, reader {n}", sheet.files,
-                         {"id": f"human: reader {n}", "settings": {"protocol": "blind, one at a time"}}, n, str(path))
+                         {"id": f"human: reader {n}", "prompts": {"rubric": rubric_hash()},
+                          "settings": {"protocol": "blind, one at a time"}}, n, str(path))
                   for n in readers]  # fmt: skip
     return {s.name: s for s in found}
 

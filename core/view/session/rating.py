@@ -19,6 +19,7 @@ from core.evaluation.reading_sheet import (
     ratings_file,
     read_ratings,
     reading_order,
+    rubric,
     take_back,
     to_read,
 )
@@ -60,6 +61,8 @@ def rating_tab(chosen: View) -> None:
         _rate(table.row(by_predicate=pl.col("id") == left[0], named=True), path, reader, done)
     else:
         st.success("Everything here is rated by this reader.", icon=":material/done_all:")
+    with st.expander("What the scores mean"):
+        st.markdown(rubric())
     _both(kept)
     st.download_button("Download ratings", lambda: ratings_csv(kept).encode(), f"{name}_ratings.csv", "text/csv",
                        icon=":material/download:", on_click="ignore", disabled=not kept)
