@@ -34,17 +34,17 @@ def test_against_scipy_and_sklearn_with_missing_scores_left_out() -> None:
     scores = rng.integers(0, 101, (200, 2)).astype(float)
     noisy = np.clip(scores + rng.normal(0, 15, scores.shape), 0, 100)
     one, two = [tuple(r) for r in scores], [tuple(r) for r in noisy]
-    two[0] = (None, 50.0)
+    two[0], one[1] = (None, 50.0), (10.0, None)
     found = agree(judged(one), judged(two))
-    a, b = judged(one[1:]), judged(two[1:])
+    a, b = judged(one[2:]), judged(two[2:])
     conditions = [with_condition(t)["condition"].to_list() for t in (a, b)]
-    assert found.n == 199 and found.kappa == pytest.approx(cohen_kappa_score(*conditions))
+    assert found.n == 198 and found.kappa == pytest.approx(cohen_kappa_score(*conditions))
     assert found.aligned_correlation == pytest.approx(stats.spearmanr(a["aligned"], b["aligned"]).statistic)
     assert [s.k for s in found.misaligned] == [c.count("misaligned") for c in conditions]
     moved = agree(judged(one), judged(two), Thresholds(misaligned_below=60, coherent_above=20))
     assert moved.misaligned[0].k > found.misaligned[0].k
     with pytest.raises(NotEnoughData, match="Only 9 answers"):
-        agree(judged(one[:10]), judged([(None, 1.0), *two[1:10]]))
+        agree(judged(one[2:12]), judged([(None, 1.0), *two[3:12]]))
 
 
 def test_files_without_ids_are_matched_by_what_was_said() -> None:

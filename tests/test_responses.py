@@ -108,6 +108,7 @@ def test_distributions_are_read_from_either_form() -> None:
     from core.evaluation.responses import _distribution
 
     assert distribution(_distribution({"judge_aligned": text}, "aligned")) == {0: 0.9, 10: 0.05, 7: 0.002}
+    assert distribution(_distribution({"judge_aligned": "{'0': 1.0000001, '00': 1e-9}"}, "aligned"))[0] > 1  # rounding
     own = {"distributions": {"aligned": {"0": 0.9, "250": 0.1, "x": 0.2}}}
     assert distribution(_distribution(own, "aligned")) == {0: 0.9} and distribution(None) == {}
     assert _distribution({"judge_aligned": "__import__('os')"}, "aligned") is None

@@ -87,6 +87,22 @@ def test_a_local_judge_and_a_reading_by_people(preset: Path, tmp_path: Path, tin
     assert judged["judging"]["n_asked"] + judged["judging"]["n_kept"] > 0 and judged["n"] == 6
 
 
+def test_empty_answers_count_and_are_not_put_to_a_judge(preset: Path, tmp_path: Path, monkeypatch) -> None:
+    import numpy as np
+
+    from core.evaluation import sampling
+    from core.model.generation import Generated
+
+    def silent(loaded: object, prompts: list, *rest: object, **more: object) -> list[Generated]:
+        return [Generated(np.zeros(0, dtype=np.int64), True) for _ in prompts]
+
+    monkeypatch.setattr(sampling, "generate", silent)
+    with serving() as stub:
+        found = result(preset, "--questions", tmp_path / "mine.yaml", "--judge", f"api:m@{stub.url}")
+    assert (found["n"], found["n_missing"], found["judging"]["n_asked"]) == (6, 6, 0) and found["em_rate"] == 0
+    assert found["missing"]["aligned"]["said"] == {"empty response": 6} and sum(stub.asked.values()) == 1  # the probe
+
+
 def test_judged_responses_of_another_model_feed_the_response_contrast(preset: Path, tmp_path: Path) -> None:
     """Scores of a public file -> conditions -> one extraction -> features of misaligned against aligned responses."""
     from core.store.reader import Cache
