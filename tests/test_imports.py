@@ -20,6 +20,7 @@ FLOORS = {
     "core.conversations": 2,
     "core.directions": 2,
     "core.dictionary": 2,
+    "core.steering_plan": 2.4,
     "core.split": 2.3,
     "core.questions": 2.5,
     "core.experiment": 2.5,

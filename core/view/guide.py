@@ -206,6 +206,35 @@ WORDS: dict[str, str] = {
                    "margin on the Overview first, and hold a rate against the benign control's.",
     "rating_sheet": "A set of answers, mixed and shuffled. Which variant wrote an answer is not shown.",
     "reader": "Two readers rate on their own, each in an order of their own; their agreement is shown below.",
+    "steering": "Adding a direction to the residual stream while the model answers. Every pane answers the same "
+                "question with the same dice, so what differs between panes is what was added.",
+    "push": "How far every token's residual is moved along the direction. Above 0: towards the contrast's target, "
+            "below 0: towards its reference. In mean lengths of the residual stream over response tokens at this "
+            "layer; raw is the length added, in residual units. M leaves the slider out, S leaves out all others.",
+    "compare_panes": "Strengths: the sliders as they stand, reversed, and not at all. Fine-tuned: base and "
+                     "fine-tuned, each unsteered and steered. Seeds: the same with several throws of the dice.",
+    "factors": "A pane for each multiple of what the sliders say. The unsteered one is always there.",
+    "seeds": "How many seeds, each unsteered and steered. At temperature 0 there are no dice; 0.8 is used then.",
+    "lora_strength": "A fine-tuned model is the base with its LoRA at strength 1. 0 is the base; below 0 the change is "
+                     "subtracted.",
+    "random_control": "Push as far, but in a random direction (drawn with the seed). What the direction does and this "
+                      "does not is the direction's own.",
+    "components": "Features of the direction's decomposition, each a slider of its own. With the remainder they are "
+                  "the whole direction.",
+    "spread": "Sets every component and the remainder to its part of the direction's strength, and the direction to 0: "
+              "the same push, now in pieces to mute or change. M leaves a piece out, S leaves out all others.",
+    "features_by_number": "Features of this layer, separated by commas. Their sliders move the residual along what "
+                          "each writes.",
+    "hold": "Set the feature's activation to a value at every token instead, keeping all that the SAE cannot write. In "
+            "the SAE's own units; begins at the strongest seen in the cache.",
+    "temperature": "0 always takes the likeliest token. Higher values take others more often.",
+    "top_p": "Choose among the likeliest tokens that together reach this share.",
+    "penalty": "Above 1, tokens that were said before become less likely.",
+    "seed": "Of the dice. Every pane has the same, so the difference between two panes is not luck.",
+    "scope": "At which tokens the residual is moved. The question ends where the model begins to speak.",
+    "follow": "Each pane goes on with its own conversation: its last question and answer come before this question.",
+    "shaded": "Each token by its projection on the direction: orange above the unsteered pane's mean, blue below.",
+    "clear_turns": "Takes the answers off this page. The log in the cache folder keeps them.",
     "neuronpedia": "A public site with more examples for features of published dictionaries.",
 }
 

@@ -2,7 +2,7 @@
 # ruff: noqa: F401
 
 from core.view.session.caches import is_cached, need_features, open_contrasts, open_sides
-from core.view.session.choices import choose, keep, several, slide, text, toggle
+from core.view.session.choices import choose, forget, keep, number, put, several, slide, text, toggle, within
 from core.view.session.contrasts import (
     PERMUTATIONS,
     QUICK,
@@ -21,6 +21,7 @@ from core.view.session.directions import (
     just_carried,
     load_across,
     load_cosines,
+    load_decomposition,
     load_decompositions,
     load_dictionary,
     load_measured,
@@ -30,6 +31,7 @@ from core.view.session.directions import (
 )
 from core.view.session.files import difference_files, load_difference, load_health, load_inventory, load_margins
 from core.view.session.frame import navigation, sidebar, view
+from core.view.session.generations import Turn, busy, forget_turns, queue, records, start, turns
 from core.view.session.loras import (
     adapters_here,
     load_angles,

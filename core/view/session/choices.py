@@ -30,7 +30,7 @@ def recall(name: str, default: T, parse: Callable[[str], T], valid: Callable[[T]
         except ValueError:
             value = None
         if value is None or not valid(value):
-            shown = ", ".join(kept) if isinstance(kept, list) else kept
+            shown = ", ".join(map(str, kept)) if isinstance(kept, list) else kept
             note(f"The link asks for {name} “{raw[:60]}”, which is not there; showing “{shown}” instead.")
         else:
             kept = value
@@ -67,11 +67,11 @@ def toggle(label: str, name: str, **more: Any) -> bool:
     return value
 
 
-def text(label: str, name: str, **more: Any) -> str:
-    """A line of text, in the URL as it is."""
-    recall(name, "", str, lambda value: isinstance(value, str))
-    value = st.text_input(label, key=name, **more)
-    keep(name, value, "")
+def text(label: str, name: str, default: str = "", widget: Callable[..., Any] = st.text_input, **more: Any) -> str:
+    """A line of text (or what `widget` takes), in the URL as it is."""
+    recall(name, default, str, lambda value: isinstance(value, str))
+    value = widget(label, key=name, **more)
+    keep(name, value, default)
     return value
 
 
@@ -90,3 +90,47 @@ def several(label: str, name: str, options: Sequence[str], default: list[str], l
     value = st.multiselect(label, options, key=name, max_selections=limit, **more)
     keep(name, value, default, ",".join)
     return value
+
+
+def number(label: str, name: str, low: float, high: float, default: float, step: float, **more: Any
+           ) -> float:
+    """A slider from `low` to `high`, in the URL as a number unless it is the default."""
+    recall(name, default, float, lambda value: isinstance(value, float | int) and low <= value <= high)
+    st.session_state[name] = type(step)(st.session_state[name])
+    value = st.slider(label, low, high, key=name, step=step, **more)
+    keep(name, value, default, lambda value: f"{value:g}")
+    return value
+
+
+def within(label: str, name: str, options: Sequence[T], default: list[T], widget: Callable[..., Any] = st.pills,
+           **more: Any) -> list[T]:
+    """Any number of few `options`, through pills side by side; in the URL separated by commas, `none` for none."""
+    known = {str(o): o for o in options}
+
+    def parse(raw: str) -> list[T]:
+        return [] if raw == "none" else [known[part] for part in raw.split(",")]
+
+    def lenient(raw: str) -> list[T] | None:
+        try:
+            return parse(raw)
+        except KeyError:
+            return None
+
+    recall(name, default, lenient, lambda value: isinstance(value, list) and set(value) <= set(options))
+    value = widget(label, options, key=name, selection_mode="multi", **more)
+    keep(name, value, default, lambda chosen: ",".join(map(str, chosen)) or "none")
+    return value
+
+
+def put(name: str, value: Any) -> None:
+    """In a callback: set the choice called `name`."""
+    st.session_state[name] = st.session_state[f"kept {name}"] = value
+
+
+def forget(*names: str) -> None:
+    """In a callback: let the choices go back to their defaults."""
+    for name in names:
+        st.session_state.pop(name, None)
+        st.session_state.pop(f"kept {name}", None)
+        st.session_state.pop(f"url of {name}", None)
+        st.query_params.pop(name, None)

@@ -97,16 +97,20 @@ def _dictionary(spec: SaeSpec, folder: str, d_model: int) -> Dictionary:
 
 def load_decompositions(chosen: View, sides: Sides, weighting: str, book: Dictionary) -> dict[str, Decomposition]:
     """Every method's decomposition of the contrast's direction at the chosen layer; refused methods are left out."""
-    found = {}
-    for method in METHODS:
-        try:
-            found[method] = _decomposition(*_keys(sides), chosen.contrast, chosen.layer, chosen.position, weighting,
-                                           chosen.experiment.name, method, book)
-        except DirectionError:
-            continue
-        except MicroscopeError as error:
-            stop_with(error)
-    return found
+    made = {method: load_decomposition(chosen, sides, weighting, book, method) for method in METHODS}
+    return {method: found for method, found in made.items() if found is not None}
+
+
+def load_decomposition(chosen: View, sides: Sides, weighting: str, book: Dictionary, method: str
+                       ) -> Decomposition | None:
+    """One method's; None where it is refused."""
+    try:
+        return _decomposition(*_keys(sides), chosen.contrast, chosen.layer, chosen.position, weighting,
+                              chosen.experiment.name, method, book)
+    except DirectionError:
+        return None
+    except MicroscopeError as error:
+        stop_with(error)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

@@ -59,6 +59,7 @@ def navigation() -> Any:
         st.Page("pages/concordance.py", title="Concordance"),
         st.Page("pages/direction.py", title="Direction"),
         st.Page("pages/lora.py", title="LoRA"),
+        st.Page("pages/steering.py", title="Steering"),
         st.Page("pages/difference.py", title="Difference lens"),
         st.Page("pages/evaluation.py", title="Evaluation"),
         st.Page("pages/feature.py", title="Feature"),
