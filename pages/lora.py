@@ -332,8 +332,7 @@ effects()
 st.subheader("How much of the measured change does this predict?", anchor=False, help=WORDS["lora_prediction"])
 prediction()
 
-st.subheader("About health, or about misalignment?" if adapter.find("health") >= 0 else "What the scalars tell apart",
-             anchor=False, help=WORDS["probe"])
+st.subheader("What the scalars together tell apart", anchor=False, help=WORDS["probe"])
 probes()
 
 st.subheader("Beside another adapter", anchor=False, help=WORDS["write_space"])

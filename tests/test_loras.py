@@ -173,3 +173,21 @@ def test_an_adapter_that_changed_since_is_refused(place: Path, tmp_path: Path) -
     run(place)
     said = call("lora", tmp_path / "tiny.toml", "bad", "--cache", place / "cache", code=2)
     assert "the adapter has changed since" in said
+
+
+def test_an_adapter_that_only_reads_has_firing_and_no_effect(place: Path, tiny_model: Callable) -> None:
+    make(tiny_model("smollm2"), place / "reads", r=2, lora_alpha=4, target_modules=["gate_proj", "v_proj"])
+    out = place / "none.csv"
+    found = run(place, place / "reads", "--conversations", "advice", "--out", out)
+    assert found["n_components"] == 16 and all(c["read_features"] for c in found["components"])
+    assert not any(c["write_features"] or c["promoted"] for c in found["components"])
+    assert found["write_cosines"] == [] and found["firing"] and not pl.read_csv(out)["effect"].to_numpy().any()
+    assert "nothing to compare the prediction with" in found["notes"][0]
+
+
+def test_a_file_of_one_s_own_conversations_has_a_firing_file_of_its_own(place: Path) -> None:
+    rows = place / "mine.csv"
+    rows.write_text("question,response\nWhat now?,Rest for an hour.\nAnd then?,Drink water.\n")
+    found = run(place, "bad", "--conversations", f"advice,{rows}", "--keep", 0)
+    assert found["sets"] == ["advice", "mine"] and found["n_conversations"] == 42
+    assert Path(found["file"]).name == "bad__advice+mine.h5"
