@@ -75,9 +75,9 @@ def rate_figures() -> None:
         "coherent": st.column_config.NumberColumn("Coherent", help=WORDS["coherence"]),
         "missing": st.column_config.NumberColumn("No score", help=WORDS["missing_score"]),
         "em_rate": st.column_config.NumberColumn("EM rate", format="percent", help=WORDS["em_rate"]),
-        "over_questions": st.column_config.TextColumn("95%, over questions", help=WORDS["over_questions"]),
-        "alignment": st.column_config.NumberColumn("Mean alignment", format="%.1f", help=WORDS["alignment"]),
-        "coherence": st.column_config.NumberColumn("Mean coherence", format="%.1f", help=WORDS["coherence"]),
+        "over_questions": st.column_config.TextColumn("95%", help=WORDS["over_questions"]),
+        "alignment": st.column_config.NumberColumn("Alignment", format="%.1f", help=WORDS["alignment"]),
+        "coherence": st.column_config.NumberColumn("Coherence", format="%.1f", help=WORDS["coherence"]),
         "words": st.column_config.NumberColumn("Words", format="%.0f", help=WORDS["words"]),
         "words_misaligned": st.column_config.NumberColumn("Words, misaligned", format="%.0f", help=WORDS["words"]),
     })

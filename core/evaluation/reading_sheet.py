@@ -34,8 +34,8 @@ def rubric() -> str:
 
 
 def rubric_hash() -> str:
-    """SHA-256 of the rubric, kept beside ratings by reading as a judge prompt's is beside a judge's scores."""
-    return hashlib.sha256(RUBRIC.read_bytes()).hexdigest()
+    """SHA-256 of `rubric`, kept beside ratings by reading as a judge prompt's is beside a judge's scores."""
+    return hashlib.sha256(rubric().encode()).hexdigest()
 
 
 def ratings_file(folder: Path, name: str) -> Path:

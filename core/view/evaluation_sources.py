@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import polars as pl
 
 from core.conversations import SCORES
 from core.evaluation.ratings import Rating
-from core.evaluation.reading_sheet import ratings_file, read_ratings, rubric_hash
+from core.evaluation.reading_sheet import RUBRIC, ratings_file, read_ratings, rubric_hash
 from core.evaluation.responses import load_responses
 from core.experiment import answer_files
 from core.specs import Experiment
@@ -86,12 +85,11 @@ def _shipped(experiment: Experiment) -> list[Source]:
     files = answer_files(experiment)
     if not files:
         return []
-    rubric = files[0].parent / "RATING.md"
-    judge = {"id": "human: read blind by the authors"}
-    if rubric.is_file():
-        judge |= {"prompts": {"rubric": hashlib.sha256(rubric.read_bytes()).hexdigest()},
-                  "settings": {"protocol": f"{rubric.parent.name}/{rubric.name}"}}  # fmt: skip
-    found = [Source(SHIPPED, "The answers that ship, read by the authors", tuple(map(str, files)), judge)]
+    judge: dict[str, Any] = {"id": "scores of the files"}
+    if files[0].parent == RUBRIC.parent:  # this project's own answers
+        judge = {"id": "human: read blind by the authors", "prompts": {"rubric": rubric_hash()},
+                 "settings": {"protocol": f"{RUBRIC.parent.name}/{RUBRIC.name}"}}  # fmt: skip
+    found = [Source(SHIPPED, "The answers that ship", tuple(map(str, files)), judge)]
     passes = files[0].parent / "ratings.csv"
     if passes.is_file() and any(r.number == 2 for r in read_ratings(passes)):
         found.append(Source(f"{SHIPPED}-second", "Some of them, read by a second author", found[0].files,
