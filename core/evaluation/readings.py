@@ -37,7 +37,7 @@ class Reading:
     why: str = ""
     """Why there is no score: refusal, code, low mass, no number, filtered."""
     distribution: dict[int, float] = field(default_factory=dict)
-    """Probability of each number that was seen."""
+    """Probability of each number that was seen, to six decimals; the score and the mass are not of rounded ones."""
     mass: float | None = None
     """Their sum."""
     tokens_in: int = 0
@@ -87,10 +87,10 @@ def weighted(pairs: Iterable[tuple[str, float]], said: str = "", **tokens: int) 
 def from_shares(shares: dict[int, float], kind: Kind, said: str, **tokens: int) -> Reading:
     """The mean of numbers weighted by their probabilities; no score where they hold less than `LEAST_MASS`."""
     mass = sum(shares.values())
-    kept = {n: p for n, p in sorted(shares.items()) if p > 0}
+    kept = {n: round(p, 6) for n, p in sorted(shares.items()) if round(p, 6) > 0}
     if mass < LEAST_MASS:
         return Reading(None, kind, said[:_KEPT], _why(said, "low mass"), kept, mass, **tokens)
-    return Reading(sum(n * p for n, p in kept.items()) / mass, kind, said[:_KEPT], "", kept, mass, **tokens)
+    return Reading(sum(n * p for n, p in shares.items()) / mass, kind, said[:_KEPT], "", kept, mass, **tokens)
 
 
 def sampled(text: str, **tokens: int) -> Reading:
