@@ -23,7 +23,7 @@ def evaluate(
         str | None, typer.Option(help="api:MODEL@URL, local:MODEL, human, or margin (default; needs no judge).")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Answers to each question; the file's own number, else 1.")
+        int | None, typer.Option(min=1, help="Answers to each question; the file's own number, else 5.")
     ] = None,
     responses: Annotated[
         list[Path] | None, typer.Option(help="CSV or JSONL of judged responses, or a folder; no model is loaded.")

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ SMALL_NOTE = (
 )
 
 
+#: Answers to each question whose file names no number; published runs take 50 to 100.
+SAMPLES = 5
+
+
 @dataclass(frozen=True)
 class Ask:
     """What is asked of a variant, and how it answers."""
@@ -49,9 +53,13 @@ class Ask:
     """What the questions are called: open, heldout, or the file's name."""
     questions: tuple[Question, ...]
     samples: int | None
-    """Answers to each question; None takes the questions' own number, else one."""
+    """Answers to each question; None takes the questions' own number, else `SAMPLES`."""
     sampling: Sampling
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        several = tuple(replace(q, samples=self.samples or q.samples or SAMPLES) for q in self.questions)
+        object.__setattr__(self, "questions", several)
 
 
 def answer(
