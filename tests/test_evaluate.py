@@ -87,6 +87,8 @@ def test_a_second_judge_of_the_same_answers(judged: Path, tmp_path: Path) -> Non
     found = result("--responses", judged, "--against", other)["agreement"]
     assert found["n"] == 12 and [m["n_misaligned"] for m in found["misaligned"]] == [3, 0]
     assert "3 of 12" in call("--responses", judged, "--against", other)
+    alone = result("--responses", judged, "--against", write_csv(tmp_path / "few.csv", ROWS[:2]))
+    assert "agreement" not in alone and "agreement needs at least 10" in alone["notes"][-1] and alone["n"] == 21
 
 
 def test_the_responses_become_a_set_that_any_model_can_read(judged: Path, tmp_path: Path) -> None:
@@ -116,7 +118,6 @@ def test_bad_input_is_one_sentence(judged: Path, tmp_path: Path) -> None:
         (("--responses", broken), "broken.jsonl:2: is not valid JSON"),
         (("--responses", judged, "--by", "model"), "has no `model`"),
         (("--responses", judged, "--out", tmp_path / "t.xlsx"), "unknown table form"),
-        (("--responses", judged, "--against", broken, "--skip-bad"), "agreement needs at least 10"),
     ):
         said = call(*arguments, code=2)
         assert says in said and "Traceback" not in said

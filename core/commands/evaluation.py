@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from core.commands.shared import AsJson, Device, Dtype, emit, say
-from core.errors import PresetError
+from core.errors import NotEnoughData, PresetError
 
 
 def evaluate(
@@ -152,7 +152,10 @@ def _responses(files, by, against, skip_bad, judge, judge_prompts, price, out, a
     result = {"files": list(found.files), **extra, **report(table, notes=notes)}
     if against:
         other = load_responses(against, variant=by, skip_bad=skip_bad).table
-        result["agreement"] = agreement_json(agree(table, match(table, other)))
+        try:
+            result["agreement"] = agreement_json(agree(table, match(table, other)))
+        except NotEnoughData as error:  # the rates stand all the same
+            result["notes"].append(str(error))
     if out is not None:
         _write(table, out)
     emit(result, "" if as_json else evaluation_text(result), as_json)
