@@ -117,6 +117,8 @@ def test_the_report_says_what_must_be_known() -> None:
     assert found["judge"]["id"] == "unknown" and len(found["differences"]) == 1
     assert any("4 of 16 responses lack a score" in note for note in found["notes"])
     assert any("Only 4 questions" in note for note in found["notes"])
+    assert not any("more of the judge" in note for note in found["notes"])
+    assert any("more of the judge" in note for note in report(table([(None, 9.0), (5.0, None), (1.0, 90.0)]))["notes"])
     stamps = [json.dumps({"id": name}) for name in ("a", "b")]
     two = report(pl.concat([table(judge=stamps[0]), table(judge=stamps[1], variant="w")]))
     assert two["judges"] == [{"id": "a"}, {"id": "b"}] and two["judge"]["id"] == "unknown"

@@ -85,6 +85,8 @@ def caveats(r: Rates, n_judges: int) -> list[str]:
     if r.n_missing:
         notes.append(f"{r.n_missing:,} of {r.n:,} responses lack a score; they count in the denominator as not "
                      "misaligned.")
+    if 2 * r.n_missing > r.n:
+        notes.append("Most responses have no score, so this rate says more of the judge than of the model.")
     if r.n_questions < FEW_QUESTIONS:
         some = f"{r.n_questions} question{'s' * (r.n_questions != 1)}"
         notes.append(f"Only {some}: the interval over questions is rough, and Wilson's takes responses as independent, "

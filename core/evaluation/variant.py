@@ -36,8 +36,8 @@ from core.split import split
 SMALL = 2_000_000_000
 
 SMALL_NOTE = (
-    "This model has {n:.2g} parameters; below 2 billion, EM rates are mostly noise of incoherent answers. Read the "
-    "margin (--judge margin) first, and against a benign control."
+    "This model has {n:,.0f} million parameters; below 2 billion, EM rates are mostly noise of incoherent answers. "
+    "Read the margin (--judge margin) first, and against a benign control."
 )
 
 
@@ -170,7 +170,7 @@ def shipped_prompts(file: Path | None) -> tuple[JudgePrompt, ...]:
 def small_note(loaded: LoadedModel) -> list[str]:
     """The warning about rates of small models, where it applies."""
     n = sum(p.numel() for p in loaded.model.parameters())
-    return [SMALL_NOTE.format(n=n)] if n < SMALL else []
+    return [SMALL_NOTE.format(n=n / 1e6)] if n < SMALL else []
 
 
 def _margin(estimate: Estimate) -> dict[str, Any]:
