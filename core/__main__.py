@@ -6,6 +6,8 @@ sentence, no traceback), 130 when interrupted. Heavy libraries are imported insi
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from core.commands import (
@@ -21,6 +23,10 @@ from core.commands import (
     variants,
 )
 from core.commands.shared import Commands
+
+#: Threads that wait for each other must not spin: beside other programs that costs most of the speed. Torch reads it
+#: when it loads, which is later.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
