@@ -134,7 +134,7 @@ else:
 
 st.subheader("What not to conclude", anchor=False)
 st.markdown("\n".join(f"- {caveat}" for caveat in parts.CAVEATS))
-st.caption("Method: activation difference lens, Minder et al., arXiv 2510.13900. Steering with the difference is "
-           "not part of this app.")
+st.caption("Method: activation difference lens, Minder et al., arXiv 2510.13900. The paper also steers with the "
+           "difference; the Steering page steers with directions of contrasts.")
 with st.expander("All figures"):
     st.dataframe(rows.with_columns(pl.col("share").round(5)), hide_index=True)

@@ -22,7 +22,8 @@ from core.model.loading import LoadedModel
 from core.store import extract as module
 from core.store import shard, writer
 from core.store.extract import extract
-from core.store.reader import Cache, partial_folder
+from core.store.reader import Cache
+from core.store.stored_file import partial_folder
 
 TESTS = Path(__file__).parent
 

@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from core.analysis.lora import Component
 from core.analysis.lora_space import write_space
 from core.conversations import ConversationSet, token_texts
-from core.errors import CacheError
 from core.evaluation.firing_shard import Tap, make_taps, read_shard
 from core.model.adapters import Adapter, applied
 from core.model.loading import LoadedModel
@@ -30,6 +28,7 @@ from core.store.extract import Progress, header, make_spec, vector_lens
 from core.store.firing_file import Firing
 from core.store.firing_layout import COMPACT_KEPT, KEPT, LENS_KEPT
 from core.store.firing_writer import FiringHead, assemble_firing
+from core.store.one_writer import one_writer
 from core.store.writer import Shards
 
 #: Conversations in a shard: what a killed run may lose.
@@ -92,13 +91,7 @@ def read_firing(
     keep = (COMPACT_KEPT if compact else KEPT) if keep is None else keep
     conversations, from_set = join_sets(sets)
     spec = firing_spec(loaded, adapter, sets, keep=keep, compact=compact, batch_tokens=batch_tokens)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise CacheError(f"{path}: another process is writing this file; wait for it, or stop it first.") from None
-    try:
+    with one_writer(path):
         if path.is_file():
             return _describe(path, spec, None, resumed=False)
         shards = Shards(path, spec)
@@ -114,9 +107,6 @@ def read_firing(
             lambda ids: token_texts(loaded.tokenizer, ids), header(),
         )  # fmt: skip
         return _describe(path, spec, speed, resumed=resumed)
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _conditions(conversations: ConversationSet) -> list[str]:

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from core import __version__
 from core.conversations import Conversation, ConversationSet, token_texts, tokenize
-from core.errors import CacheError, SpanError
+from core.errors import SpanError
 from core.model.adapters import Adapter, applied
 from core.model.batches import OUTLIER_FACTOR
 from core.model.loading import LoadedModel
 from core.model.saes import LoadedSae
 from core.specs import hook_point
 from core.store import layout
+from core.store.one_writer import one_writer
 from core.store.reader import Cache
 from core.store.shard import read_shard
 from core.store.writer import LayerHead, Shards, assemble
@@ -130,13 +130,7 @@ def extract(
     spec = make_spec(
         loaded, saes, layers, conversations, adapter=adapter, compact=compact, batch_tokens=batch_tokens
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise CacheError(f"{path}: another process is writing this file; wait for it, or stop it first.") from None
-    try:
+    with one_writer(path):
         if path.is_file():
             return _describe(path, spec, None, resumed=False, skipped=skipped)
         shards = Shards(path, spec)
@@ -154,9 +148,6 @@ def extract(
             header(),
         )
         return _describe(path, spec, speed, resumed=resumed, skipped=skipped)
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _readable(loaded: LoadedModel, conversations: ConversationSet, skip_bad: bool) -> tuple[ConversationSet, tuple]:

@@ -2,63 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 import polars as pl
 
 from core.conversations import RESPONSE
-from core.errors import CacheError
 from core.model.gains import BlockGains
 from core.store import firing_layout
-from core.store.reader import check_header, compare_specs, partial_folder, verify
-from core.store.stored_text import StoredText
+from core.store.stored_file import Kind, StoredFile
 
 
-class Firing(StoredText):
+class Firing(StoredFile):
     """One adapter reading one conversation set. Open it with `Firing.open`; close when done."""
 
-    def __init__(self, path: Path, file: h5py.File):
-        self.path, self._file = path, file
-        self.fingerprint = str(file.attrs["fingerprint"])
-        self.spec: dict[str, Any] = json.loads(file.attrs["spec"])
-        self.created = str(file.attrs["created"])
-
-    @classmethod
-    def open(cls, path: str | Path, expect: Mapping[str, Any] | None = None) -> Firing:
-        """Open read-only. Raises `CacheError` when the file is missing, incomplete, damaged or no firing file, and
-        `CacheMismatch` when it was made under another spec than `expect`."""
-        path = Path(path)
-        if not path.is_file():
-            hint = "; an unfinished run lies beside it" if partial_folder(path).is_dir() else ""
-            raise CacheError(f"{path}: no such firing file{hint}; run `python -m core lora` to make it.")
-        try:
-            file = h5py.File(path, "r")
-        except OSError as error:
-            kind = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
-            raise CacheError(f"{path}: the file is {kind}; remove it and run `python -m core lora` again.") from None
-        try:
-            check_header(path, file, firing_layout.FORMAT, firing_layout.FORMAT_VERSION, "a firing file|lora")
-            if expect is not None:
-                compare_specs(path, expect, json.loads(file.attrs["spec"]))
-            return cls(path, file)
-        except BaseException:
-            file.close()
-            raise
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Firing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    KIND = Kind(firing_layout.FORMAT, firing_layout.FORMAT_VERSION, "a firing file", "firing", "lora")
 
     # ------------------------------------------------------------------------------------- what it is about
 
@@ -210,7 +168,3 @@ class Firing(StoredText):
     def texts(self, row: int) -> list[str]:
         """What each token of a conversation reads as."""
         return [self._token_text[i] for i in self.tokens(row)[0].tolist()]
-
-    def verify(self) -> list[str]:
-        """Problems found by reading every byte; empty means sound."""
-        return verify(self._file, self.spec, self.fingerprint)

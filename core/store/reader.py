@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -15,15 +13,13 @@ import polars as pl
 from scipy.sparse import csr_array
 
 from core.conversations import RESPONSE
-from core.errors import CacheError, CacheMismatch
+from core.errors import CacheError
 from core.specs import POSITIONS
 from core.store import layout
-from core.store.stored_text import StoredText
+from core.store.stored_file import Kind, StoredFile
 
 #: Texts that say what a feature fires on.
 FIRES_ON_KEPT = 3
-
-REQUIRED_ATTRIBUTES = ("format_version", "fingerprint", "spec", "content_hash", "created")
 
 
 @dataclass(frozen=True)
@@ -59,46 +55,14 @@ class Context:
     in_response: tuple[bool, ...]
 
 
-class Cache(StoredText):
+class Cache(StoredFile):
     """One extraction: a model variant, a conversation set, its layers. Open it with `Cache.open`; close when done."""
 
+    KIND = Kind(layout.FORMAT, layout.FORMAT_VERSION, "a cache", "cache", "extract")
+
     def __init__(self, path: Path, file: h5py.File):
-        self.path, self._file = path, file
-        self.fingerprint = str(file.attrs["fingerprint"])
-        self.spec: dict[str, Any] = json.loads(file.attrs["spec"])
-        self.created = str(file.attrs["created"])
+        super().__init__(path, file)
         self.versions: dict[str, str] = json.loads(file.attrs["versions"])
-
-    @classmethod
-    def open(cls, path: str | Path, expect: Mapping[str, Any] | None = None) -> Cache:
-        """Open read-only. Raises `CacheError` when the file is missing, incomplete, truncated or not a cache, and
-        `CacheMismatch` when it was made under another spec than `expect`."""
-        path = Path(path)
-        if not path.is_file():
-            hint = "; an unfinished extraction lies beside it" if partial_folder(path).is_dir() else ""
-            raise CacheError(f"{path}: no such cache file{hint}; run `python -m core extract` to make it.")
-        try:
-            file = h5py.File(path, "r")
-        except OSError as error:
-            kind = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
-            raise CacheError(f"{path}: the file is {kind}; remove it and extract again.") from None
-        try:
-            check_header(path, file, layout.FORMAT, layout.FORMAT_VERSION, "a cache|extract")
-            if expect is not None:
-                compare_specs(path, expect, json.loads(file.attrs["spec"]))
-            return cls(path, file)
-        except BaseException:
-            file.close()
-            raise
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Cache:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # ------------------------------------------------------------------------------------- what it is about
 
@@ -233,47 +197,3 @@ class Cache(StoredText):
         if not group.attrs["d_sae"]:
             raise CacheError(f"{self.path}: layer {layer} was cached without an SAE, so it has residuals only.")
         return group
-
-    def verify(self) -> list[str]:
-        """Problems found by reading every byte: check sums and the content hash. Empty means sound."""
-        return verify(self._file, self.spec, self.fingerprint)
-
-
-def verify(file: h5py.File, spec: Mapping[str, Any], fingerprint: str) -> list[str]:
-    """Problems of an open file, whatever its format: check sums, content hash, fingerprint."""
-    try:
-        found = layout.content_hash(file)
-    except OSError as error:
-        return [f"a dataset cannot be read ({str(error).splitlines()[0]}); extract again"]
-    stated = file.attrs["content_hash"]
-    problems = [] if found == stated else [f"content hash is {found[:12]}, the file states {stated[:12]}"]
-    if layout.fingerprint(spec) != fingerprint:
-        problems.append("the fingerprint does not belong to the stored spec")
-    return problems
-
-
-def partial_folder(path: Path) -> Path:
-    """Where the shards of an unfinished extraction of `path` lie."""
-    return path.with_name(path.name + ".partial")
-
-
-def compare_specs(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise `CacheMismatch` naming the first field that changes a number and differs."""
-    for field in sorted({*expected, *found} - set(layout.NOT_FINGERPRINTED)):
-        if expected.get(field) != found.get(field):
-            raise CacheMismatch(path, field, expected.get(field), found.get(field))
-
-
-def check_header(path: Path, file: h5py.File, wanted: str, version: int, what: str) -> None:
-    """Raise `CacheError` unless the file is whole and of the format `wanted`; `what` it is called, and who makes it."""
-    name, command = what.split("|")
-    if file.attrs.get("format") != wanted:
-        raise CacheError(f"{path}: this HDF5 file is not {name} of EM Microscope; give one that `{command}` wrote.")
-    if not file.attrs.get("complete", False):
-        raise CacheError(f"{path}: the extraction was never finished; remove the file and {command} again.")
-    found = int(file.attrs.get("format_version", -1))
-    if found != version:
-        raise CacheError(f"{path}: format version {found}, this program reads {version}; make it anew.")
-    missing = [name for name in REQUIRED_ATTRIBUTES if name not in file.attrs]
-    if missing:
-        raise CacheError(f"{path}: attributes {', '.join(missing)} are missing; {command} again.")

@@ -22,8 +22,8 @@ import numpy as np
 from core.errors import CacheError
 from core.paths import write_json
 from core.store import layout
-from core.store.reader import compare_specs, partial_folder
 from core.store.shard import HEALTH_SUMS, strongest
+from core.store.stored_file import compare_specs, partial_folder
 
 
 @dataclass(frozen=True)
