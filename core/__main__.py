@@ -19,6 +19,7 @@ from core.commands import (
     evaluation,
     generate,
     loras,
+    sweep,
     training,
     variants,
 )
@@ -37,7 +38,7 @@ COMMANDS = (
     cache.plan, cache.fetch, cache.extract, cache.check,
     contrasts.rank, contrasts.attribute, variants.sae_health, contrasts.concordance, variants.difference,
     directions.direction, directions.decompose, loras.lora,
-    training.train_sae, training.train_adapter, answers.sample, generate.generate, answers.rating_sheet,
+    training.train_sae, training.train_adapter, answers.sample, generate.generate, sweep.sweep, answers.rating_sheet,
     answers.apply_ratings, evaluation.evaluate, benchmark.benchmark,
 )  # fmt: skip
 for command in COMMANDS:

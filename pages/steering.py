@@ -4,8 +4,11 @@ import json
 
 import streamlit as st
 
+from core.analysis import sweep as sweeps
 from core.steering_plan import Dice, Hold, Plan
-from core.view import direction_parts, session, steering_desk
+from core.store.places import experiment_folder
+from core.store.sweep_file import sweep_file
+from core.view import direction_parts, session, steering_desk, sweep_charts, sweep_text
 from core.view.direction_charts import METHOD_NAMES
 from core.view.guide import WORDS, markdown_safe
 from core.view.session import stage
@@ -17,6 +20,7 @@ PARTS_K, MOST_PARTS = 5, 10
 STRENGTH = 0.15
 SCOPES = {"all": "Every token", "prompt": "The question", "response": "The answer", "first:10": "Its first 10 tokens"}
 SEEDS_TEMPERATURE = 0.8
+SHOWN = {"live": "Live", "sweep": "Sweep"}
 #: Set by the button, taken by the run that starts the generation.
 ASKED = "steering asked"
 #: Seconds between two looks at a running generation.
@@ -37,8 +41,19 @@ def ask() -> tuple[str, bool, bool]:
     return asked.strip(), st.session_state.pop(ASKED, False), going_on
 
 
+def take_carried() -> None:
+    """Choose the components that the Direction page sent, once."""
+    sent = [d.origin for d in session.carried() if "feature" in d.origin]
+    if sent and st.session_state.get("steering took") is not session.carried():
+        st.session_state["steering took"] = session.carried()
+        session.put("method", sent[0]["method"])
+        session.put("parts", [origin["feature"] for origin in sent])
+        st.session_state.pop("parts at", None)
+
+
 def components() -> list[Channel]:
     """The chosen features of the direction's decomposition and what they leave, as channels."""
+    take_carried()
     method = session.choose(st.selectbox, "Method", "method", list(METHOD_NAMES), "omp",
                             format_func=METHOD_NAMES.__getitem__, help=WORDS["method"])
     found = session.load_decomposition(view, sides, weighting, book, method)
@@ -77,6 +92,33 @@ def by_number() -> tuple[Hold, ...]:
     return tuple(holds)
 
 
+def show_sweep() -> None:
+    """What every strength does to the margin and to the text, as it was measured."""
+    if sweep is None or view.layer not in sweep.layers:
+        session.empty("No sweep yet", "A sweep measures what every strength does: to the margin on held-out pairs, and "
+                      "to the text's quality. It can be interrupted and goes on where it stopped.",
+                      f"python -m core sweep {view.experiment.name} {view.contrast.name} --layers {view.layer}")
+    ends = session.coherent_range(sweep, view.layer)
+    pairs = session.choose(st.segmented_control, "Pairs", "pairs", list(sweep.pairs), next(iter(sweep.pairs)),
+                           help=WORDS["pairs"])
+    for sentence in sweep_text.finding_sentences(found, sweep.spec.get("variant")) if (
+            found := sweeps.findings(sweep, view.layer, pairs)) else []:
+        st.markdown(sentence)
+    st.subheader("Margin", anchor=False, help=WORDS["sweep_margin"])
+    st.altair_chart(sweep_charts.margin_curves(sweeps.curves(sweep, view.layer, pairs), ends), width="stretch")
+    st.subheader("What the text is like", anchor=False, help=WORDS["coherent"])
+    quality = sweeps.quality(sweep, view.layer)
+    judged = quality["misaligned"].null_count() == 0
+    kinds = ["perplexity", "repeated", *(["misaligned"] if judged else [])]
+    for column, what in zip(st.columns(len(kinds), gap="large"), kinds, strict=True):
+        column.altair_chart(sweep_charts.quality_curve(quality, what, ends), width="stretch")
+    st.caption(f"Shaded: coherent, {sweep_text.range_words(ends)}. {len(sweep.prompts)} questions, "
+               f"{quality['n'].max()} answers a point.")
+    st.download_button("Sweep, JSON", lambda: sweep_file(experiment_folder(view.experiment), view.contrast.name)
+                       .read_bytes(), f"sweep__{view.contrast.name}.json", "application/json",
+                       icon=":material/download:", on_click="ignore")
+
+
 @st.fragment(run_every=BEAT if any(not t.over for t in session.turns()) else None)
 def running() -> None:
     """The newest generation, and older ones that still run; looks again while any does."""
@@ -91,7 +133,7 @@ def running() -> None:
             st.caption(f"{n} on their way, {waiting} waiting, of all sessions" if n + waiting > len(now) else "")
     for turn in reversed(shown):
         if turn is shown[-1] or not turn.over:
-            stage.draw(turn, view.experiment, shaded=shaded)
+            stage.draw(turn, view.experiment, shaded=shaded, sweep=sweep)
     if not now and st.session_state.get("steering drawn") != shown[-1].number:
         st.session_state["steering drawn"] = shown[-1].number
         st.rerun()
@@ -105,13 +147,18 @@ weighting = "token" if token else "response"
 whole = session.load_measured(view, sides, view.layer, weighting).direction
 st.markdown(f"{markdown_safe(view.contrast.title or view.contrast.name)} · layer {view.layer}. Add the direction to "
             "the residual stream and watch the answer change.")
+sweep = session.load_sweep(view)
+if session.choose(st.segmented_control, "Show", "show", list(SHOWN), "live", format_func=SHOWN.__getitem__,
+                  label_visibility="collapsed") == "sweep":
+    show_sweep()
+    st.stop()
 prompt, go, follow = ask()
 left, right = st.columns([5, 12], gap="large")
 
 with left:
     desk = Desk(view)
     own = Channel("push", f"Direction: {view.contrast.name}", whole)
-    desk.channel(own, STRENGTH, 0.01, help=WORDS["push"])
+    desk.channel(own, STRENGTH, 0.01, help=WORDS["push"], coherent=session.coherent_range(sweep, view.layer))
     mode = session.choose(st.segmented_control, "Compare", "compare", list(MODES), "strengths",
                           format_func=MODES.__getitem__, help=WORDS["compare_panes"])
     tuned = [a.name for a in view.experiment.adapters]
@@ -180,7 +227,7 @@ with right:
     for turn in reversed(done):
         if turn is not session.turns()[-1]:
             with st.expander(markdown_safe(turn.plan.prompt), icon=":material/history:"):
-                stage.draw(turn, view.experiment, shaded=shaded)
+                stage.draw(turn, view.experiment, shaded=shaded, sweep=sweep)
     if done:
         with st.expander("The last answers as code", icon=":material/code:"):
             commands, script = stage.code(done[-1], view.experiment)

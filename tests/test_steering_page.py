@@ -143,6 +143,21 @@ def test_spread_mute_and_reset(cache: Path) -> None:
     assert values["push"] == 0.15 and values["c475"] == 0 and "c475-is" not in app.query_params
 
 
+def test_components_sent_by_the_direction_page_are_the_sliders(cache: Path) -> None:
+    app = open_page("pages/direction.py", method="cosine")
+    chosen = next(m for m in app.multiselect if m.label == "Components")
+    chosen.set_value(chosen.value[2:5])
+    settle(app)
+    sent = [int(f) for f in next(m for m in app.multiselect if m.label == "Components").value]
+    press(app, "Use in steering")
+    app.switch_page(PAGE)
+    settle(app)
+    assert [s.key for s in app.slider if s.key.startswith("c")] == [f"c{f}" for f in sent] and len(sent) == 3
+    next(m for m in app.multiselect if m.key == "parts").set_value([str(sent[0])])
+    settle(app)
+    assert [s.key for s in app.slider if s.key.startswith("c")] == [f"c{sent[0]}"], "taken once, then free to change"
+
+
 def test_a_link_restores_and_what_it_cannot_is_said(cache: Path) -> None:
     app = open_page(PAGE, prompt="Is it bad?", push="-0.25", compare="seeds", seeds="3", parts="617,475", c617="0.1",
                     scope="first:10", temperature="0.5")
@@ -175,6 +190,23 @@ def test_without_features_or_without_a_cache(tmp_path: Path, monkeypatch: pytest
     make_cache(tmp_path / "demo" / "base__health_advice.h5", with_saes=False, layers=(7,))
     app = open_page(PAGE)
     assert "has no SAE" in words(app) and slider(app, "push").value == 0.15
+
+
+def test_the_sweep_tab_shows_the_shipped_sweep_and_the_slider_its_range(cache: Path) -> None:
+    app = open_page(PAGE)
+    assert "coherent from" in html(app)
+    app = open_page(PAGE, show="sweep")
+    said = words(app)
+    assert "Against random." in said and "As features." in said and "Ablated." in said and not app.slider
+    assert len(app.get("vega_lite_chart")) == 3
+    app = open_page(PAGE, show="sweep", pairs="open_pairs")
+    assert "Against random." in words(app)
+    (cache / "sweep__data.json").unlink()
+    assert "coherent from" not in html(open_page(PAGE))
+    app = open_page(PAGE, show="sweep")
+    assert "python -m core sweep demo data --layers 15" in words(app)
+    (cache / "sweep__data.json").write_text("{")
+    assert "cannot be read" in open_page(PAGE).error[0].value.replace("\\", "")
 
 
 def test_a_closed_tab_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

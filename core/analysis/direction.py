@@ -10,7 +10,7 @@ Reads caches; knows no model and no page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -101,11 +101,23 @@ def pools(sides: Sides, layer: int, position: str, weighting: str = "response") 
 
 
 def contrast_direction(
-    sides: Sides, layer: int, position: str = "response", weighting: str = "response", preset: str = ""
-) -> Direction:
-    """Mean of the target minus mean of the reference at `layer`, [d_model], in the units of the residual stream."""
-    target, reference = pools(sides, layer, position, weighting)
-    return _direction(sides, layer, position, weighting, preset, target.mean() - reference.mean(), target, reference)
+    sides: Sides, layer: int, position: str = "response", weighting: str = "response", preset: str = "",
+    without: Collection[str] = (),
+) -> Direction:  # fmt: skip
+    """Mean of the target minus mean of the reference at `layer`, [d_model], in the units of the residual stream.
+
+    `without`: prompts that take no part, to be measured on. Raises `NotEnoughData` when a side is left without any.
+    """
+    target, reference = (_without(pool, without) for pool in pools(sides, layer, position, weighting))
+    made = _direction(sides, layer, position, weighting, preset, target.mean() - reference.mean(), target, reference)
+    return made.named(made.name, n_prompts_left_out=str(len(set(without)))) if without else made
+
+
+def _without(pool: Pool, prompts: Collection[str]) -> Pool:
+    kept = ~np.isin(pool.prompt_ids, list(prompts)) if prompts else np.ones(len(pool.resid), dtype=bool)
+    if not kept.any():
+        raise NotEnoughData("Every response answers a prompt that is to be left out, so no direction can be made.")
+    return Pool(pool.resid[kept], pool.prompt_ids[kept], pool.weights[kept])
 
 
 def feature_differences(

@@ -101,7 +101,7 @@ def response_logprobs(
     """float64 [n]: mean log-probability per response token (nats), the token that ends the turn left out."""
     items = [tokenize(loaded.tokenizer, c) for c in conversations]
     found = np.zeros(len(items))
-    for index, logprobs in _token_logprobs(loaded, [item.ids for item in items], on_batch):
+    for index, logprobs in token_logprobs(loaded, [item.ids for item in items], on_batch):
         item = items[index]
         found[index] = logprobs[item.start - 1 : item.end - 1].mean()
     return found
@@ -124,14 +124,14 @@ def perplexity(
     if not rows:
         raise NotEnoughData("No text of two tokens or more to take a perplexity of.")
     total = count = 0.0
-    for _, logprobs in _token_logprobs(loaded, rows, on_batch):
+    for _, logprobs in token_logprobs(loaded, rows, on_batch):
         total -= float(logprobs.sum())
         count += len(logprobs)
     return Perplexity(math.exp(total / count), int(count))
 
 
 @torch.inference_mode()
-def _token_logprobs(
+def token_logprobs(
     loaded: LoadedModel, rows: Sequence[np.ndarray], on_batch: Callable[[int], None]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(row, float64 [n - 1] log-probabilities of its tokens 1..n-1 given those before)."""

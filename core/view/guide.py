@@ -234,6 +234,13 @@ WORDS: dict[str, str] = {
     "scope": "At which tokens the residual is moved. The question ends where the model begins to speak.",
     "follow": "Each pane goes on with its own conversation: its last question and answer come before this question.",
     "shaded": "Each token by its projection on the direction: orange above the unsteered pane's mean, blue below.",
+    "pairs": "Matched answers to prompts that took no part in making the direction.",
+    "sweep_margin": "How much likelier the misaligned answer of a pair becomes than the aligned one, per token, "
+                    "against the unsteered model; bars are 95% intervals over prompts. It says what the model "
+                    "leans towards, not what it would write.",
+    "coherent": "Answers sampled at each strength. Perplexity: how surprising the unsteered base finds them. Repeated: "
+                "share of 4-token sequences said before. Coherent: perplexity at most doubled, and at most 0.2 more "
+                "repetition.",
     "clear_turns": "Takes the answers off this page. The log in the cache folder keeps them.",
     "neuronpedia": "A public site with more examples for features of published dictionaries.",
 }

@@ -77,7 +77,7 @@ def pane(one: Shown, *, low: float, high: float, waiting: str = "", shaded: bool
         body = _text(one)
     wait = f'<span style="opacity:0.7">{html.escape(waiting)}</span>' if waiting and not one.pieces else ""
     facts = [f"{len(one.pieces)} tokens" if one.pieces else "", _STOPPED.get(one.stopped, one.stopped), *one.facts]
-    below = " · ".join(html.escape(fact) for fact in facts if fact)
+    below = " · ".join(html.escape(fact) for fact in facts if fact).replace(" -", " \N{MINUS SIGN}")
     why = (f'<div style="font-size:0.85rem;border-left:3px solid rgb({RAISED_RGB});padding-left:0.5rem;margin-top:'
            f'0.4rem">{html.escape(one.reason)}</div>' if one.reason else "")
     image = trace(one.values, one.reference, low=low, high=high, n_tokens=n_tokens) if len(one.values) else ""
@@ -145,7 +145,7 @@ def coherent_strip(low: float, high: float, ends: tuple[float, float], inside: b
     hue = "120, 96, 196" if inside else RAISED_RGB
     return (
         '<div style="position:relative;height:0.35rem;border-radius:0.2rem;background:rgba(128,128,128,0.18);'
-        'margin:-0.6rem 0 0.15rem 0"><div style="position:absolute;top:0;bottom:0;border-radius:0.2rem;'
+        'margin:-0.6rem 0.4rem 0.15rem 0.4rem"><div style="position:absolute;top:0;bottom:0;border-radius:0.2rem;'
         f'left:{start:.1f}%;width:{max(stop - start, 0):.1f}%;background:rgba({hue},0.65)"></div></div>'
         f'<div style="font-size:0.78rem;opacity:0.8">{html.escape(words)}</div>'
     )

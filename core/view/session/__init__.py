@@ -29,7 +29,15 @@ from core.view.session.directions import (
     pools,
     steering_page,
 )
-from core.view.session.files import difference_files, load_difference, load_health, load_inventory, load_margins
+from core.view.session.files import (
+    coherent_range,
+    difference_files,
+    load_difference,
+    load_health,
+    load_inventory,
+    load_margins,
+    load_sweep,
+)
 from core.view.session.frame import navigation, sidebar, view
 from core.view.session.generations import Turn, busy, forget_turns, queue, records, start, turns
 from core.view.session.loras import (

@@ -7,10 +7,12 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
+from core.analysis import sweep as analysis
 from core.errors import CacheError, MicroscopeError
 from core.store import difference_file
 from core.store.measures import read_margins
 from core.store.places import experiment_folder, side_file
+from core.store.sweep_file import Sweep, read_sweep, sweep_file
 from core.view import difference_parts, inventory
 from core.view.guide import markdown_safe
 from core.view.inventory import CachedFile, file_key
@@ -58,3 +60,25 @@ def load_difference(path: Path) -> difference_file.DifferenceLens:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _difference(path: str, mtime_ns: int, size: int) -> difference_file.DifferenceLens:
     return difference_file.read_difference(Path(path))
+
+
+def load_sweep(chosen: View) -> Sweep | None:
+    """The contrast's sweep; None where none was made. A damaged one is reported on the page."""
+    path = sweep_file(experiment_folder(chosen.experiment), chosen.contrast.name)
+    if not path.is_file():
+        return None
+    try:
+        return _sweep(*file_key(path))
+    except CacheError as error:
+        st.error(markdown_safe(str(error)), icon=":material/error:")
+        return None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _sweep(path: str, mtime_ns: int, size: int) -> Sweep:
+    return read_sweep(Path(path))
+
+
+def coherent_range(sweep: Sweep | None, layer: int) -> tuple[float, float] | None:
+    """The strengths at which text stays coherent, as the sweep measured; None where it did not."""
+    return analysis.coherent_range(sweep, layer) if sweep is not None and layer in sweep.layers else None

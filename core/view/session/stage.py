@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -14,18 +13,20 @@ from core.paths import ROOT
 from core.specs import Experiment
 from core.steering_plan import Pane
 from core.store.places import experiment_folder
+from core.store.sweep_file import Sweep
 from core.view import steering_code, steering_desk, steering_panes
 from core.view.guide import markdown_safe
 from core.view.session.generations import Turn, queue
 from core.view.steering_panes import Shown
 from core.view.steering_parts import progress_words
+from core.view.sweep_text import known_margin
 
 #: Below this cosine with the probe a pane's push counts as neither along it nor against it.
 ALONG = 0.2
 
 
-def draw(turn: Turn, experiment: Experiment, *, shaded: bool = False, facts: Sequence[Sequence[str]] = ()) -> None:
-    """A turn's question and its panes, as far as they have come. facts: more to say beneath each pane."""
+def draw(turn: Turn, experiment: Experiment, *, shaded: bool = False, sweep: Sweep | None = None) -> None:
+    """A turn's question and its panes, as far as they have come; beneath a pane also what the sweep knows of it."""
     st.markdown(f"**{markdown_safe(turn.plan.prompt)}**")
     waiting = turn.error or queue(turn, experiment)
     if turn.error:
@@ -34,7 +35,7 @@ def draw(turn: Turn, experiment: Experiment, *, shaded: bool = False, facts: Seq
     panes = turn.plan.panes
     given: list[Shown] = []
     for n, pane in enumerate(panes):
-        more = list(facts[n]) if n < len(facts) else []
+        more = [known_margin(pane, turn.plan, sweep)]
         nats = turn.divergences.get(n)
         if nats is not None and len(nats):
             more.append(f"KL {float(np.mean(nats)):.2f} nats a token")
