@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -92,6 +94,9 @@ def test_each_pane_goes_on_with_its_own_conversation() -> None:
 def test_words_of_a_pane_and_of_a_strength() -> None:
     pane = desk.strengths(Asked("Why?", (Push(made("data"), 0.2),), variant="bad", lora=0.5), [-1.0])[0]
     assert desk.what(pane) == "bad at 0.5 · \N{MINUS SIGN}0.2 data"
+    part = replace(made("475: your doctor"), origin={"feature": "475"})
+    pane = desk.strengths(Asked("Why?", (Push(part, 0.2),)), [1.0])[1]
+    assert desk.what(pane) == "base · +0.2 feature 475"
     d = made()
     assert raw_words(d, 0.2).startswith("+1 raw") and f"{1 / d.norm:+.3g} times" in raw_words(d, 0.2)
 

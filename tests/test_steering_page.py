@@ -209,6 +209,16 @@ def test_the_sweep_tab_shows_the_shipped_sweep_and_the_slider_its_range(cache: P
     assert "cannot be read" in open_page(PAGE).error[0].value.replace("\\", "")
 
 
+def test_a_second_session_sees_the_queue_and_neither_meets_the_other(demo_model, cache: Path) -> None:
+    first = press(open_page(PAGE, tokens="60"), "Generate")
+    others = [press(open_page(PAGE, tokens="10", push=p), "Generate") for p in ("0.2", "-0.2")]
+    assert "of all sessions" in words(others[1])
+    texts = [finish(app)[0].snapshot().answers for app in (*others, first)]
+    assert [len(turns(app)) for app in (first, *others)] == [1, 1, 1]
+    assert texts[0][2].text == texts[1][0].text, "one session's steered is the other's reversed, whoever else is there"
+    assert texts[0][1].text == texts[1][1].text and texts[2][1].text.startswith(texts[0][1].text)
+
+
 def test_a_closed_tab_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Runtime:
         there = True

@@ -110,9 +110,14 @@ def followed(panes: Sequence[Pane], before: Sequence[tuple[Pane, str]]) -> tuple
 def what(pane: Pane) -> str:
     """A pane's weights and steering in a few words, as plain text."""
     words = [pane.variant if pane.variant == "base" or pane.lora == 1 else f"{pane.variant} at {pane.lora:g}"]
-    words += [p.direction.name if p.raw else f"{p.strength:+.3g} {p.direction.name}" for p in pane.pushes]
+    words += [p.direction.name if p.raw else f"{p.strength:+.3g} {_short(p.direction)}" for p in pane.pushes]
     words += [f"feature {hold.feature} held at {hold.value:g}" for hold in pane.holds]
     return " · ".join(words).replace(" -", " \N{MINUS SIGN}")
+
+
+def _short(direction: Direction) -> str:
+    """A direction's name, without what its feature fires on."""
+    return f"feature {direction.origin['feature']}" if "feature" in direction.origin else direction.name
 
 
 def _pane(asked: Asked, name: str, factor: float, variant: str, seed: int, beside: int | None) -> Pane:

@@ -121,6 +121,7 @@ def trace(values: np.ndarray, reference: np.ndarray, *, low: float, high: float,
         f'<text x="{LEFT - 4}" y="{TOP + 8}" text-anchor="end" {text}>{high:.3g}</text>'
         f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end" {text}>{low:.3g}</text>'
         f'<text x="{LEFT}" y="{HEIGHT - 4}" {text}>token 1</text>'
+        f'<text x="{(LEFT + WIDTH) / 2 + 8}" y="{HEIGHT - 4}" text-anchor="middle" {text}>projection, raw</text>'
         f'<text x="{WIDTH - 6}" y="{HEIGHT - 4}" text-anchor="end" {text}>{n}</text></svg>'
     )
     coded = base64.b64encode(drawn.encode()).decode()
