@@ -127,6 +127,10 @@ def test_a_stopped_sweep_goes_on_to_the_same_file(made, tmp_path: Path, monkeypa
     again = run_sweep(Sweeper(loaded, setup, SETTINGS), tmp_path / "b.json")
     assert again == whole and (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert n == len(whole.points) + 1, "none was measured twice"
+    (tmp_path / ".b.json.partial.jsonl").unlink()
+    assert run_sweep(Sweeper(loaded, setup, SETTINGS), tmp_path / "b.json") == whole
+    assert n == len(whole.points) + 1, "a finished sweep is read"
+    (tmp_path / ".a.json.partial.jsonl").rename(tmp_path / ".b.json.partial.jsonl")
     with pytest.raises(CacheMismatch, match="settings"):
         run_sweep(Sweeper(loaded, setup, replace(SETTINGS, strengths=(0.1,))), tmp_path / "b.json")
 

@@ -25,7 +25,7 @@ from core.analysis.decompose import Decomposition, decompose, parts
 from core.conversations import Conversation
 from core.dictionary import Dictionary
 from core.directions import Direction, random_like
-from core.errors import CacheMismatch, NotEnoughData
+from core.errors import CacheError, CacheMismatch, NotEnoughData
 from core.evaluation.margin import margins, token_logprobs
 from core.model.adapters import Adapter, applied
 from core.model.generation import Generation, Row, Sampling
@@ -33,7 +33,7 @@ from core.model.interventions import AblateDirection, AddDirection, ApplyLora, I
 from core.model.loading import LoadedModel
 from core.model.steering import steered
 from core.questions import Question
-from core.store.sweep_file import Point, Sweep, Swept, point_json, point_of, write_sweep
+from core.store.sweep_file import Point, Sweep, Swept, point_json, point_of, read_sweep, write_sweep
 
 #: Length of the sequences whose repetition is counted.
 N_GRAM = 4
@@ -214,8 +214,12 @@ def run_sweep(
     """Measure every point that is not there yet and write `out`.
 
     Points are appended to a file beside `out`, each with its texts; another sweep's leftovers raise `CacheMismatch`.
+    A finished file of the same sweep is read instead, unless a judge is to read the texts, which are not in it.
     judge: (points, key -> texts) -> the points with `n_misaligned`.
     """
+    finished = _finished(out, sweeper.spec) if judge is None else None
+    if finished is not None:
+        return finished
     partial = out.with_name(f".{out.name}.partial.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
     done, texts = _kept(partial, sweeper.spec)
@@ -241,6 +245,15 @@ def _margin_sets(point: Point, names: list[str]) -> list[str]:
     """The first pair set for every point, the others for those that the findings need there."""
     needed = point.kind in ("unsteered", "direction", "ablate-everywhere") or (point.kind, point.draw) == ("random", 0)
     return names if needed else names[:1]
+
+
+def _finished(out: Path, spec: dict[str, Any]) -> Sweep | None:
+    """The sweep in `out`, when it is this one."""
+    try:
+        found = read_sweep(out)
+    except CacheError:
+        return None
+    return found if _same(json.dumps(found.spec).encode(), spec) else None
 
 
 def _kept(partial: Path, spec: dict[str, Any]) -> tuple[dict[str, Point], dict[str, list[str]]]:
