@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from core.analysis import compare, direction_files, find
+from core.analysis import sweep as sweeps
 from core.analysis.direction import measure
 from core.conversations import ConversationSet, load_conversations
 from core.evaluation.organism import Measures
@@ -24,6 +25,7 @@ from core.store.extract import extract
 from core.store.layout import cache_file
 from core.store.places import side_file
 from core.store.reader import Cache
+from core.store.sweep_file import read_sweep, sweep_file
 
 DEMO = ROOT / "cache" / "demo"
 FILE = cache_file(DEMO, "base", "health_advice")
@@ -176,6 +178,19 @@ def test_the_directions_in_the_readme_are_the_measured_ones() -> None:
     for name in names:
         low, high = own.cosine_interval(others[name])
         assert f"| {own.direction.cosine(others[name].direction):.2f} [{low:.2f}, {high:.2f}] |" in readme, name
+
+
+def test_the_sweep_in_the_readme_is_the_shipped_one() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    sweep = read_sweep(sweep_file(DEMO, "data"))
+    found = {pairs: sweeps.findings(sweep, 15, pairs) for pairs in ("heldout_advice", "open_pairs")}
+    health = found["heldout_advice"]
+    for figure in (health.direction, health.over_random, found["open_pairs"].over_random, health.learnt):
+        assert f"{figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]" in readme.replace("\n  ", " ")
+    for figure in (*health.recovered.values(), health.left[20], *list(health.between.values())[:2]):
+        assert f"{figure.value:.0%} [{figure.low:.0%}, {figure.high:.0%}]" in readme
+    low, high = sweeps.coherent_range(sweep, 15)
+    assert f"coherent from {low:g} to +{high:g}" in readme
 
 
 def test_tracked_artefacts_stay_within_their_limits() -> None:
