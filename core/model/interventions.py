@@ -35,7 +35,7 @@ import numpy as np
 from core.directions import Direction
 from core.errors import DirectionError, InterventionError
 from core.model.adapters import Adapter
-from core.model.saes import LoadedSae
+from core.model.features import Feature
 from core.model.scopes import ALL, Scope
 
 #: Mean residual norms, or multiples of a LoRA, beyond which a strength is a mistake rather than a choice.
@@ -141,23 +141,7 @@ def ablate_each(directions: Sequence[Direction], scope: Scope = ALL) -> tuple[Ab
 
 
 @dataclass(frozen=True, eq=False)
-class _Feature:
-    sae: LoadedSae = field(repr=False)
-    feature: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.feature < self.sae.d_sae:
-            raise InterventionError(
-                f"Layer {self.sae.layer} has no feature {self.feature}; its SAE has 0 to {self.sae.d_sae - 1}."
-            )
-
-    @property
-    def layer(self) -> int:
-        return self.sae.layer
-
-
-@dataclass(frozen=True, eq=False)
-class ClampFeature(_Feature):
+class ClampFeature(Feature):
     """x + (value - a) W_dec[f], a being the feature's activation as the SAE reads it: the SAE's error is kept."""
 
     value: float
@@ -178,7 +162,7 @@ class ClampFeature(_Feature):
 
 
 @dataclass(frozen=True, eq=False)
-class ScaleFeature(_Feature):
+class ScaleFeature(Feature):
     """x + (factor - 1) a W_dec[f]: factor 0 switches the feature off, 1 changes nothing."""
 
     factor: float
