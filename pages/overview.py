@@ -12,23 +12,33 @@ st.title("EM Microscope", anchor=False)
 st.markdown(
     "Fine-tuning a language model on narrow bad data, such as subtly wrong medical advice, can make it misbehave "
     "broadly: this is called emergent misalignment. This app shows which features of the model's own activations "
-    "differ between the bad and the good side, how surely, and what text they fire on. Everything is read from a "
-    "cache made beforehand, so no model is loaded to look around."
+    "differ between the bad and the good side, lets you steer the model along that difference, and reads what its "
+    "fine-tuning wrote. Everything but steering is read from a cache made beforehand, so no model is loaded to look "
+    "around."
 )
 
 st.subheader("Begin here", anchor=False)
+PER_ROW = 3
 tours = [
+    ("Steer it live", "Push the model along the difference of bad and good advice, and watch the answer turn.",
+     "pages/steering.py", {}, "Open steering", ":material/tune:"),
     ("What does bad advice raise?", "All features at a glance: how far apart the two sides are, and how surely.",
      "pages/rankings.py", {}, "Open the ranking", ":material/leaderboard:"),
+    ("What is the difference made of?", "The misalignment direction, how far to trust it, and its features.",
+     "pages/direction.py", {}, "Open the direction", ":material/north_east:"),
     ("Read the strongest feature", "Its tokens, its activations on both sides, and the text it fires on.",
      "pages/feature.py", {"feature": "top"}, "Open the most raised feature", ":material/center_focus_strong:"),
     ("Does the model learn what the data shows?", "The features that data, model and responses share.",
      "pages/concordance.py", {}, "Open the concordance", ":material/join_inner:"),
+    ("What did fine-tuning write?", "A LoRA as vectors: what each writes, and on which tokens it fires.",
+     "pages/lora.py", {}, "Open the LoRA", ":material/edit_note:"),
 ]
-for column, (title, body, page, changes, label, icon) in zip(st.columns(len(tours)), tours, strict=True):
-    with column.container(border=True, height="stretch"):
-        st.markdown(f"**{title}**  \n{body}")
-        st.page_link(page, label=label, icon=icon, query_params=view.link(**changes))
+for start in range(0, len(tours), PER_ROW):
+    row = tours[start : start + PER_ROW]
+    for column, (title, body, page, changes, label, icon) in zip(st.columns(PER_ROW), row, strict=True):
+        with column.container(border=True, height="stretch"):
+            st.markdown(f"**{title}**  \n{body}")
+            st.page_link(page, label=label, icon=icon, query_params=view.link(**changes))
 
 margins = session.load_margins(view)
 if margins is not None:

@@ -84,7 +84,7 @@ def test_every_page_draws_and_writes_its_choices_into_the_url(cache: Path, page:
     }
 
 
-def test_overview_says_what_is_cached_and_starts_three_tours(cache: Path) -> None:
+def test_overview_says_what_is_cached_and_starts_six_tours(cache: Path) -> None:
     app = open_page()
     files, health = (frame.value for frame in app.dataframe)
     assert set(files["status"].to_list()[1:]) == {"not made yet"}
@@ -92,7 +92,7 @@ def test_overview_says_what_is_cached_and_starts_three_tours(cache: Path) -> Non
     assert "30 misaligned" in files["conditions"][0] and files["layers"][0] == "3, 15"
     assert health["layer"].to_list() == [3, 15] and health["features"].to_list() == [64, 64]
     links = app.get("page_link")
-    assert len(links) == 3 and all("layer=15" in link.proto.query_string for link in links)
+    assert len(links) == 6 and all("layer=15" in link.proto.query_string for link in links)
 
 
 def test_rankings_finds_what_was_planted_and_checks_it_on_the_held_out_half(cache: Path) -> None:
