@@ -1,12 +1,12 @@
 """Direction: the misalignment direction of a contrast, how far to trust it, its features, and a text read along it."""
 
-import io
-
 import numpy as np
 import polars as pl
 import streamlit as st
 
 from core.analysis import decompose
+from core.analysis.direction import cosine_table
+from core.analysis.export import parquet_bytes
 from core.store.direction_file import as_bytes
 from core.view import direction_charts as charts
 from core.view import direction_parts as parts
@@ -20,13 +20,6 @@ OVERLAP_K = 20
 CARRY_K = 8
 #: Where the text that was last asked for is kept: reader, question, answer.
 ASKED = "direction asked"
-
-
-def parquet(rows: pl.DataFrame) -> bytes:
-    """The table as the bytes of a Parquet file."""
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer)
-    return buffer.getvalue()
 
 
 def column_config(contrasts: list[str]) -> dict[str, object]:
@@ -147,7 +140,7 @@ others = session.load_across(view, sides, weighting, across)
 if len(others) < 2:
     st.caption("Nothing else is cached to compare with.")
 else:
-    st.altair_chart(charts.cosine_map(session.load_cosines(others), list(others)), width="stretch")
+    st.altair_chart(charts.cosine_map(cosine_table(others), list(others)), width="stretch")
 readers = session.load_readers(view, weighting)
 own, *rest = readers or {"": None}
 if rest:
@@ -200,7 +193,7 @@ stem = f"{view.experiment.name}_{view.contrast.name}_layer{view.layer}_{view.pos
 with st.container(horizontal=True):
     st.download_button("Features, CSV", lambda: table.drop("name").write_csv().encode(), f"{stem}_{method}.csv",
                        "text/csv", icon=":material/download:", on_click="ignore")
-    st.download_button("Features, Parquet", lambda: parquet(table.drop("name")), f"{stem}_{method}.parquet",
+    st.download_button("Features, Parquet", lambda: parquet_bytes(table.drop("name")), f"{stem}_{method}.parquet",
                        "application/vnd.apache.parquet", icon=":material/download:", on_click="ignore")
     st.download_button("Direction, safetensors", lambda: as_bytes([direction]), f"{stem}.safetensors",
                        "application/octet-stream", icon=":material/download:", on_click="ignore")

@@ -1,12 +1,12 @@
 """Rankings: which features differ between the two sides, how surely, and where in the network."""
 
-import io
 from dataclasses import replace
 
 import polars as pl
 import streamlit as st
 
 from core.analysis import feature_table
+from core.analysis.export import parquet_bytes
 from core.view import charts, describe, session
 from core.view.guide import COLUMNS, POSITION_NAMES, WORDS, markdown_safe
 from core.view.labels import NAMING
@@ -31,13 +31,6 @@ def column_config() -> dict[str, object]:
             found[column] = st.column_config.NumberColumn(heading, help=WORDS[word],
                                                           format=forms.get(column, "percent"))
     return found
-
-
-def parquet(rows: pl.DataFrame) -> bytes:
-    """The table as the bytes of a Parquet file."""
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer)
-    return buffer.getvalue()
 
 
 view = session.view()
@@ -158,7 +151,7 @@ if show == "Table":
     with st.container(horizontal=True):
         st.download_button("Download CSV", lambda: export.write_csv().encode(), f"{stem}.csv", "text/csv",
                            icon=":material/download:", on_click="ignore")
-        st.download_button("Download Parquet", lambda: parquet(export), f"{stem}.parquet",
+        st.download_button("Download Parquet", lambda: parquet_bytes(export), f"{stem}.parquet",
                            "application/vnd.apache.parquet", icon=":material/download:", on_click="ignore")
 
 # The permutation control takes longest, so everything else is on the page before it begins.

@@ -5,13 +5,12 @@ Knows presets and where cache files lie; the arithmetic is in direction.py and d
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from core.analysis.compare import Sides, side_rows
+from core.analysis.compare import Sides
 from core.analysis.direction import (
     WEIGHTINGS,
     contrast_direction,
@@ -20,6 +19,7 @@ from core.analysis.direction import (
     is_nothing,
     pools,
 )
+from core.analysis.find import Open, open_sides
 from core.directions import Direction
 from core.errors import CacheError, CacheMismatch, DirectionError
 from core.experiment import load_experiment
@@ -27,8 +27,6 @@ from core.specs import POSITIONS, ContrastSpec, Experiment, SaeSpec, Side
 from core.store.direction_file import Place, is_ours, load_direction, load_vector
 from core.store.places import side_file
 from core.store.reader import Cache
-
-Open = Callable[[Path], Cache]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +47,6 @@ class Relative:
     def cosine_interval(self, other: Relative) -> tuple[float, float]:
         """95% interval of the cosine between both directions, prompts drawn anew on either side."""
         return cosine_interval(*(pools(r.sides, r.layer, r.position, r.weighting) for r in (self, other)))
-
-
-def open_sides(experiment: Experiment, contrast: ContrastSpec, folder: Path | None = None, opened: Open = Cache.open
-               ) -> Sides:
-    """Both sides of a contrast, from its cache files. Raises `CacheError` when one is missing or has no such row."""
-    sides = Sides(contrast, *(opened(side_file(experiment, s, folder)) for s in (contrast.target, contrast.reference)))
-    for cache, side in ((sides.target, contrast.target), (sides.reference, contrast.reference)):
-        side_rows(cache, side)
-    return sides
 
 
 def readers(

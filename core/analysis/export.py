@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def flat(table: pl.DataFrame) -> pl.DataFrame:
     """The table with lists joined by ` | `, as CSV has no lists."""
     lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List)]
     return table.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(" | ") for name in lists)
+
+
+def parquet_bytes(table: pl.DataFrame) -> bytes:
+    """The content of a Parquet file."""
+    buffer = io.BytesIO()
+    table.write_parquet(buffer)
+    return buffer.getvalue()
 
 
 def write_table(table: pl.DataFrame, path: Path) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from core.analysis.compare import Sides
+from core.analysis.compare import Sides, side_rows
 from core.errors import PresetError
 from core.experiment import load_experiment
-from core.specs import ContrastSpec, Side
+from core.specs import ContrastSpec, Experiment, Side
 from core.store.places import side_file
 from core.store.reader import Cache
+
+Open = Callable[[Path], Cache]
+
+
+def open_sides(experiment: Experiment, contrast: ContrastSpec, folder: Path | None = None, opened: Open = Cache.open
+               ) -> Sides:
+    """Both sides of a contrast, from its cache files. Raises `CacheError` when one is missing or has no such row."""
+    sides = Sides(contrast, *(opened(side_file(experiment, s, folder)) for s in (contrast.target, contrast.reference)))
+    for cache, side in ((sides.target, contrast.target), (sides.reference, contrast.reference)):
+        side_rows(cache, side)
+    return sides
 
 
 def find_sides(
@@ -25,9 +37,8 @@ def find_sides(
         raise PresetError("Give a preset and a contrast, or both --target FILE[:condition] and --reference.")
     experiment = load_experiment(preset)
     spec = experiment.contrast(contrast)
-    caches = [Cache.open(side_file(experiment, side, folder)) for side in (spec.target, spec.reference)]
     layers = experiment.layers
-    return Sides(spec, *caches), experiment.default_layer or layers[len(layers) // 2], contrast
+    return open_sides(experiment, spec, folder), experiment.default_layer or layers[len(layers) // 2], contrast
 
 
 def _from_files(target: str, reference: str) -> tuple[Sides, int, str]:

@@ -10,11 +10,10 @@ import polars as pl
 from core.analysis.decompose import Decomposition
 from core.analysis.direction import Measured
 from core.analysis.direction_files import Relative
+from core.view.labels import NAMING
 
 #: Points of the curve that are printed.
 KS = (1, 2, 5, 10, 20, 50, 64, 100, 200)
-#: Columns of a decomposition that say what a feature is.
-NAMING = ("label", "fires_on", "tokens")
 
 
 def direction_summary(found: Measured, own: Relative, others: dict[str, Relative], file: Path | None) -> dict[str, Any]:

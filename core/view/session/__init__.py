@@ -20,7 +20,6 @@ from core.view.session.directions import (
     carry,
     just_carried,
     load_across,
-    load_cosines,
     load_decomposition,
     load_decompositions,
     load_dictionary,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from core.analysis import compare
+from core.analysis import find
 from core.analysis.compare import Sides
 from core.analysis.concordance_files import Contrasts, left_out
 from core.errors import MicroscopeError
@@ -19,7 +19,7 @@ from core.specs import ContrastSpec, Experiment
 from core.store.places import side_file
 from core.store.reader import Cache
 from core.view.guide import extract_command, markdown_safe
-from core.view.inventory import file_key
+from core.view.inventory import FileKey, file_key
 from core.view.session.chosen import View
 from core.view.session.messages import empty, stop_with
 
@@ -63,7 +63,7 @@ def open_every(chosen: View, contrasts: Sequence[ContrastSpec]) -> dict[str, Sid
               f"It needs {what}. One pass over the conversations makes the file; the run can be interrupted and "
               "goes on where it stopped. Then reload this page.", *commands)
     try:
-        return {c.name: _open_both(experiment, c) for c in contrasts}
+        return {c.name: find.open_sides(experiment, c, None, open_cache) for c in contrasts}
     except MicroscopeError as error:
         stop_with(error)
 
@@ -74,18 +74,17 @@ def open_contrasts(chosen: View, contrasts: Sequence[ContrastSpec]) -> Contrasts
     for contrast in contrasts:
         if contrast.control is not None and contrast.control not in sides:
             try:
-                controls[contrast.name] = _open_both(chosen.experiment, chosen.experiment.contrast(contrast.control))
+                controls[contrast.name] = find.open_sides(
+                    chosen.experiment, chosen.experiment.contrast(contrast.control), None, open_cache
+                )
             except MicroscopeError as error:
                 missing.append(left_out(contrast.control, contrast.name, error))
     return Contrasts(sides, controls, tuple(missing), chosen.layer)
 
 
-def _open_both(experiment: Experiment, contrast: ContrastSpec) -> Sides:
-    sides = Sides(contrast, *(open_cache(side_file(experiment, s))
-                              for s in (contrast.target, contrast.reference)))
-    for cache, side in ((sides.target, contrast.target), (sides.reference, contrast.reference)):
-        compare.side_rows(cache, side)
-    return sides
+def side_keys(sides: Sides) -> tuple[FileKey, FileKey]:
+    """What tables of these sides are kept under: the target's file and the reference's."""
+    return file_key(sides.target.path), file_key(sides.reference.path)
 
 
 def need_features(chosen: View, sides: Sides) -> None:

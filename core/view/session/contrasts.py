@@ -19,13 +19,13 @@ from core.analysis import depth as by_depth
 from core.analysis.compare import Sides
 from core.analysis.concordance import Concordance, ConcordanceSettings
 from core.analysis.concordance_files import RANKING, Contrasts, concord_at, every_layer
+from core.analysis.find import open_sides
 from core.analysis.ranking import Ranking, RankingSettings
 from core.errors import MicroscopeError
 from core.specs import ContrastSpec
-from core.store.places import side_file
 from core.store.reader import Cache, Context
-from core.view.inventory import FileKey, file_key
-from core.view.session.caches import open_cache, open_key
+from core.view.inventory import FileKey
+from core.view.session.caches import open_cache, open_key, side_keys
 from core.view.session.chosen import View
 from core.view.session.messages import stop_with
 
@@ -41,7 +41,7 @@ def load_ranking(chosen: View, sides: Sides, settings: RankingSettings = QUICK) 
     Errors stop the page with one sentence. The attribution is read anew each time, so a fresh one is seen.
     """
     try:
-        ranking = _ranking(*_keys(sides), chosen.contrast, chosen.layer, chosen.position, settings)
+        ranking = _ranking(*side_keys(sides), chosen.contrast, chosen.layer, chosen.position, settings)
         return compare.with_attribution(ranking, sides)
     except MicroscopeError as error:
         stop_with(error)
@@ -59,9 +59,8 @@ def load_rankings(chosen: View, names: Sequence[str]) -> dict[str, Ranking]:
     for name in names:
         contrast = chosen.experiment.contrast(name)
         try:
-            sides = Sides(contrast, *(open_cache(side_file(chosen.experiment, s))
-                                      for s in (contrast.target, contrast.reference)))
-            found[name] = _ranking(*_keys(sides), contrast, chosen.layer, chosen.position, QUICK)
+            sides = open_sides(chosen.experiment, contrast, None, open_cache)
+            found[name] = _ranking(*side_keys(sides), contrast, chosen.layer, chosen.position, QUICK)
         except MicroscopeError:
             continue
     return found
@@ -81,7 +80,7 @@ def load_depth(chosen: View, sides: Sides, settings: RankingSettings = QUICK) ->
     """One row a cached layer: the fields of `Depth`."""
     settings = replace(settings, replication_k=0)
     try:
-        rows = [_depth(*_keys(sides), chosen.contrast, layer, chosen.position, settings) for layer in sides.layers]
+        rows = [_depth(*side_keys(sides), chosen.contrast, layer, chosen.position, settings) for layer in sides.layers]
     except MicroscopeError as error:
         stop_with(error)
     return pl.DataFrame([vars(row) for row in rows], infer_schema_length=None)
@@ -122,16 +121,12 @@ def _every_layer(key: tuple[Any, ...], position: str, settings: ConcordanceSetti
 
 
 def _remembered_rank(sides: Sides, layer: int, position: str) -> Ranking:
-    return _ranking(*_keys(sides), sides.contrast, layer, position, RANKING)
+    return _ranking(*side_keys(sides), sides.contrast, layer, position, RANKING)
 
 
 def _contrasts_key(found: Contrasts) -> tuple[Any, ...]:
     opened = (*found.sides.items(), *found.controls.items())
-    return (*((name, sides.contrast, *_keys(sides)) for name, sides in opened), found.missing)
-
-
-def _keys(sides: Sides) -> tuple[FileKey, FileKey]:
-    return file_key(sides.target.path), file_key(sides.reference.path)
+    return (*((name, sides.contrast, *side_keys(sides)) for name, sides in opened), found.missing)
 
 
 def load_values(chosen: View, sides: Sides, feature: int) -> pl.DataFrame:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import streamlit as st
 
 from core.analysis import decompose, direction, direction_files
@@ -23,8 +22,8 @@ from core.model.dictionaries import read_dictionary
 from core.paths import ROOT
 from core.specs import ContrastSpec, SaeSpec
 from core.store.places import experiment_folder
-from core.view.inventory import FileKey, file_key
-from core.view.session.caches import open_cache, open_key
+from core.view.inventory import FileKey
+from core.view.session.caches import open_cache, open_key, side_keys
 from core.view.session.chosen import View
 from core.view.session.messages import stop_with
 
@@ -35,7 +34,7 @@ CARRIED = "steering carried"
 def load_measured(chosen: View, sides: Sides, layer: int, weighting: str) -> Measured:
     """The contrast's direction at `layer` with its figures."""
     try:
-        return _measured(*_keys(sides), chosen.contrast, layer, chosen.position, weighting, chosen.experiment.name)
+        return _measured(*side_keys(sides), chosen.contrast, layer, chosen.position, weighting, chosen.experiment.name)
     except MicroscopeError as error:
         stop_with(error)
 
@@ -45,11 +44,6 @@ def _measured(target: FileKey, reference: FileKey, contrast: ContrastSpec, layer
               preset: str) -> Measured:
     sides = Sides(contrast, open_key(*target), open_key(*reference))
     return direction.measure(sides, layer, position, weighting, preset)
-
-
-def load_cosines(directions: dict[str, Direction]) -> pl.DataFrame:
-    """Cosines between named directions."""
-    return direction.cosine_table(directions)
 
 
 def load_across(chosen: View, sides: Sides, weighting: str, what: str) -> dict[str, Direction]:
@@ -105,7 +99,7 @@ def load_decomposition(chosen: View, sides: Sides, weighting: str, book: Diction
                        ) -> Decomposition | None:
     """One method's; None where it is refused."""
     try:
-        return _decomposition(*_keys(sides), chosen.contrast, chosen.layer, chosen.position, weighting,
+        return _decomposition(*side_keys(sides), chosen.contrast, chosen.layer, chosen.position, weighting,
                               chosen.experiment.name, method, book)
     except DirectionError:
         return None
@@ -149,7 +143,3 @@ def carried() -> tuple[Direction, ...]:
 def steering_page() -> str | None:
     """The Steering page's file, for a link."""
     return "pages/steering.py" if (ROOT / "pages" / "steering.py").is_file() else None
-
-
-def _keys(sides: Sides) -> tuple[FileKey, FileKey]:
-    return file_key(sides.target.path), file_key(sides.reference.path)
